@@ -1,0 +1,1 @@
+"""The networks of the unified recommender and of its adapters."""
