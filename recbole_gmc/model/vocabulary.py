@@ -48,7 +48,7 @@ class Vocabulary:
         codes = codes.long()
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise GMCError(
-                f"semantic ID codes from {int(codes.min())} to {int(codes.max())} do not fit {self.codebook_size} codes",
+                f"codes from {int(codes.min())} to {int(codes.max())} do not fit a codebook of {self.codebook_size}",
                 mend="Use the codebook_size that the semantic IDs were made with",
             )
         return codes + self._offsets(codes.device)
