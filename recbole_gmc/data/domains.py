@@ -1,0 +1,291 @@
+"""Several RecBole datasets as one: ``GMCDataset``."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.config import Config
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType
+
+from recbole_gmc.data.atomic import AtomicFile, read_atomic
+from recbole_gmc.data.text import DomainText, ItemTexts, fields_of, item_texts, read_domain_text
+from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.files import safe_name
+from recbole_gmc.items import ItemIndex
+from recbole_gmc.settings import DataSettings, read
+
+logger = getLogger("recbole_gmc.data")
+
+JOINT = "/"  # never part of a domain's name, so <domain>/<token> can be taken apart again
+LEAVE_ONE_OUT = {"LS": "valid_and_test"}
+FILTERS = "user_inter_num_interval, item_inter_num_interval and val_interval"
+
+
+class GMCDataset(SequentialDataset):
+    """The domains named under ``domains`` as one sequential dataset; without that key, the dataset itself is the one.
+
+    A domain is a folder ``<data_path>/<D>`` with ``<D>.inter`` and ``<D>.item``. With two or more domains user and item
+    tokens become ``<domain>/<token>``, so none clash and filtering is the same as in each domain alone. RecBole loads
+    no item features: the text is read raw. Users, items, splits and histories equal those that RecBole's
+    ``SequentialDataset`` makes of each domain.
+
+    Attributes (shared by the split copies that ``build`` makes):
+        domains: their names, in order.
+        items: the catalogue: items with at least one interaction after filtering, by original token.
+        item_rows: int64 [item_num], RecBole's item id -> row of ``items``; -1 for the padding id 0.
+        item_ids: int64 [len(items)], row of ``items`` -> RecBole's item id.
+        user_domains: int64 [user_num], RecBole's user id -> position in ``domains``; -1 for the padding id 0.
+
+    Raises:
+        DataError: a domain that is missing, malformed, emptied by the filters, or (from ``build``) without test users.
+        SettingError: a setting that this dataset cannot honour.
+    """
+
+    domains: tuple[str, ...]
+    items: ItemIndex
+    item_rows: np.ndarray
+    item_ids: np.ndarray
+    user_domains: np.ndarray
+
+    def __init__(self, config: Config) -> None:
+        self._data_settings = read(DataSettings, config)
+        _check_protocol(config)
+        super().__init__(config)
+        self._index_catalogue()
+        self._describe()
+
+    # ------------------------------------------------------------------ loading
+
+    def _get_preset(self) -> None:
+        super()._get_preset()
+        self.domains = _domain_names(self._data_settings.domains, self.dataset_name)
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        self.user_feat = self.item_feat = None
+        root = Path(dataset_path).parent
+        fields = fields_of(self._data_settings.text_fields, self.domains)
+        self._tables: dict[str, DomainText] = {}
+        frames = []
+        for domain in self.domains:
+            frame = self._load_domain(root / domain, domain)
+            self._tables[domain] = read_domain_text(
+                root / domain / f"{domain}.item",
+                domain,
+                fields[domain],
+                item_field=self.iid_field,
+                separator=self.config["field_separator"],
+            )
+            if self._data_settings.missing_text == "drop":
+                frame = self._with_text(frame, domain)
+            if len(self.domains) > 1:
+                for field in (self.uid_field, self.iid_field):
+                    frame[field] = pd.Series([f"{domain}{JOINT}{t}" for t in frame[field]], frame.index, dtype=object)
+            frames.append(frame)
+        self.inter_feat = pd.concat(frames, ignore_index=True)
+        self._domain_of_line = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+        self._declare_fields()
+
+    def _load_domain(self, folder: Path, domain: str) -> pd.DataFrame:
+        file = read_atomic(folder / f"{domain}.inter", self.config["field_separator"])
+        columns = {
+            self.uid_field: pd.Series(file.tokens(self.uid_field), dtype=object),
+            self.iid_field: pd.Series(file.tokens(self.iid_field), dtype=object),
+            self.time_field: file.numbers(self.time_field),
+        }
+        for field in self._filter_fields():
+            columns[field] = self._filter_column(file, field)
+        frame = pd.DataFrame(columns)
+        self._warn_of_rounding(frame, domain)
+        return frame
+
+    def _filter_fields(self) -> list[str]:
+        """Columns that only ``val_interval`` needs (a rating, say): loaded for the filter, dropped after it."""
+        return [field for field in self.config["val_interval"] or () if field not in self._kept_fields()]
+
+    def _kept_fields(self) -> tuple[str, str, str]:
+        return self.uid_field, self.iid_field, self.time_field
+
+    def _filter_column(self, file: AtomicFile, field: str) -> np.ndarray | pd.Series:
+        kind = "float" if isinstance(self.config["val_interval"][field], str) else "token"
+        return file.numbers(field) if kind == "float" else pd.Series(file.column(field, kind), dtype=object)
+
+    def _declare_fields(self) -> None:
+        sources = {self.uid_field: FeatureSource.USER_ID, self.iid_field: FeatureSource.ITEM_ID}
+        for field in self.inter_feat:
+            kind = FeatureType.FLOAT if self.inter_feat[field].dtype == np.float64 else FeatureType.TOKEN
+            self.set_field_property(field, kind, sources.get(field, FeatureSource.INTERACTION), 1)
+            if kind == FeatureType.FLOAT:
+                self.field2bucketnum[field] = 2
+
+    def _with_text(self, frame: pd.DataFrame, domain: str) -> pd.DataFrame:
+        missing = set(self._tables[domain].missing(frame[self.iid_field].unique().tolist()))
+        kept = frame[~frame[self.iid_field].isin(missing)].reset_index(drop=True)
+        if missing:
+            lost = len(frame) - len(kept)
+            logger.warning(
+                f"{domain}: missing_text is drop: {len(missing)} items without text and {lost} interactions go"
+            )
+        return kept
+
+    def _warn_of_rounding(self, frame: pd.DataFrame, domain: str) -> None:
+        """RecBole sorts by float32 times: Unix seconds apart by less than a minute or two become ties there."""
+        time = frame[self.time_field].to_numpy()
+        user = pd.factorize(frame[self.uid_field])[0]
+        exact, rounded = np.lexsort((time, user)), np.lexsort((time.astype(np.float32), user))
+        if count := len(np.unique(user[exact[exact != rounded]])):
+            logger.warning(
+                f"{domain}: {count} users have times that are equal in RecBole's single precision, and file order "
+                f"breaks such ties; sort {domain}.inter by {self.time_field} to keep the exact order"
+            )
+
+    # ------------------------------------------------------------------ filtering
+
+    def _remove_duplication(self) -> None:
+        if self.config["rm_dup_inter"] is not None:  # RecBole's own sort by time is not stable
+            self.inter_feat.sort_values(by=self.time_field, kind="stable", inplace=True)
+            pairs = [self.uid_field, self.iid_field]
+            self.inter_feat.drop_duplicates(subset=pairs, keep=self.config["rm_dup_inter"], inplace=True)
+
+    def _reset_index(self) -> None:
+        left = np.bincount(self._domain_of_line[self.inter_feat.index], minlength=len(self.domains))
+        if not left.all():
+            domain = self.domains[int(left.argmin())]
+            raise DataError("no interaction is left after filtering", f"domain {domain}", f"Loosen {FILTERS}")
+        for field in self._filter_fields():
+            self._del_col(self.inter_feat, field)
+        del self._domain_of_line
+        super()._reset_index()
+
+    # ------------------------------------------------------------------ catalogue
+
+    def _index_catalogue(self) -> None:
+        self.user_domains, self._user_tokens = self._take_apart(self.uid_field)
+        item_domains, tokens = self._take_apart(self.iid_field)
+        by_domain = {d: tokens[item_domains == t].tolist() for t, d in enumerate(self.domains)}
+        self.items = ItemIndex.of(by_domain)
+        rows = [
+            self.items.row_of[self.domains[t]][token] for t, token in zip(item_domains[1:], tokens[1:], strict=True)
+        ]
+        self.item_rows = np.array([-1, *rows], np.int64)
+        self.item_ids = np.argsort(self.item_rows)[1:]
+
+    def _take_apart(self, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """Domain int64 [num] (-1 for padding) and original token [num] of RecBole's ids."""
+        tokens = self.field2id_token[field].tolist()
+        if len(self.domains) == 1:
+            return np.array([-1, *[0] * (len(tokens) - 1)], np.int64), np.array(tokens, dtype=object)
+        position = {domain: t for t, domain in enumerate(self.domains)}
+        parts = [token.split(JOINT, 1) for token in tokens[1:]]
+        domains = np.array([-1, *(position[domain] for domain, _ in parts)], np.int64)
+        return domains, np.array([tokens[0], *(token for _, token in parts)], dtype=object)
+
+    def original_user_token(self, user_ids: np.ndarray | torch.Tensor | int) -> np.ndarray:
+        """The users' tokens as their own domain's file has them."""
+        return self._user_tokens[np.asarray(user_ids)]
+
+    def texts(self) -> ItemTexts:
+        """The text of every item of the catalogue, read raw; a missing one is a placeholder."""
+        return item_texts(self.items, self._tables)
+
+    def _describe(self) -> None:
+        users = self.inter_feat[self.uid_field].to_numpy()
+        length = np.bincount(users, minlength=self.user_num)
+        inters = np.bincount(self.user_domains[users], minlength=len(self.domains))
+        for t, domain in enumerate(self.domains):
+            tokens, table = self.items.tokens[domain], self._tables[domain]
+            lengths = length[self.user_domains == t]
+            logger.info(f"{domain}: {len(lengths)} users, {len(tokens)} items, {inters[t]} interactions")
+            short = int((lengths < 3).sum())
+            if short:
+                logger.warning(f"{domain}: {short} users with fewer than 3 interactions serve training only")
+            if other := len(table.texts.keys() - set(tokens)):
+                logger.info(f"{domain}: {other} rows of {domain}.item have no interaction and are no candidates")
+            self._count_missing(domain, table.missing(tokens))
+
+    def _count_missing(self, domain: str, missing: list[str]) -> None:
+        if not missing:
+            return
+        what = f"{len(missing)} items have no text"
+        if self._data_settings.missing_text == "error":
+            first = ", ".join(missing[:10])
+            raise DataError(f"{what}: {first}", f"{domain}.item", "Add it, or set missing_text to placeholder or drop")
+        logger.warning(f"{domain}: {what}; each gets a placeholder (missing_text)")
+
+    # ------------------------------------------------------------------ rows
+
+    def data_augmentation(self) -> None:
+        """RecBole's prefixes (each interaction but a user's first, with what came before it) with no Python loop."""
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        user = self.inter_feat[self.uid_field]
+        place = torch.arange(len(user))
+        first = torch.ones(len(user), dtype=torch.bool)
+        first[1:] = user[1:] != user[:-1]
+        target = place[~first]
+        start = torch.where(first, place, 0).cummax(0).values[target]
+        length = (target - start).clamp(max=self.max_item_list_len)
+        window = torch.arange(self.max_item_list_len)
+        index, outside = (target - length)[:, None] + window, window >= length[:, None]
+        index = index.masked_fill(outside, 0)
+        rows = {self.item_list_length_field: length}
+        for field in self.inter_feat:
+            if field != self.uid_field:
+                value = self.inter_feat[field]
+                rows[getattr(self, f"{field}_list_field")] = value[index].masked_fill_(
+                    outside.view(*outside.shape, *[1] * (value.dim() - 1)), 0
+                )
+        data = self.inter_feat[target]
+        data.update(Interaction(rows))
+        self.inter_feat = data
+
+    def build(self) -> list[GMCDataset]:
+        """RecBole's leave-one-out: train, valid and test copies.
+
+        A user with fewer than 3 interactions is in train only; one with exactly 3 has no validation row.
+
+        Raises:
+            DataError: a domain without test users.
+        """
+        splits = super().build()
+        for name, split in zip(("validation", "test"), splits[1:], strict=True):
+            count = np.bincount(
+                self.user_domains[split.inter_feat[self.uid_field].numpy()], minlength=len(self.domains)
+            )
+            for domain in (d for d, n in zip(self.domains, count, strict=True) if n == 0):
+                need = 3 if name == "test" else 4
+                what = f"no user has {need} interactions, so there are no {name} users"
+                if name == "test":
+                    raise DataError(what, f"domain {domain}", f"Add data, leave the domain out, or loosen {FILTERS}")
+                logger.warning(f"{domain}: {what}")
+        return splits
+
+
+def _domain_names(domains: tuple | None, dataset: str) -> tuple[str, ...]:
+    if domains is None:
+        return (safe_name(dataset, "dataset"),)
+    for domain in domains:
+        safe_name(domain, "domain")
+    if not domains or len(set(domains)) < len(domains):
+        raise SettingError(f"{list(domains)!r} is empty or names a domain twice", "domains", "Name each domain once")
+    return tuple(domains)
+
+
+def _check_protocol(config: Config) -> None:
+    """The split is the same for every model (leave-one-out in time order, full ranking); nothing else is honoured."""
+    wanted = config["eval_args"]
+    if wanted["split"] != LEAVE_ONE_OUT or wanted["order"] != "TO" or set(wanted["mode"].values()) != {"full"}:
+        given = {key: wanted[key] for key in ("split", "order", "mode")}
+        mend = (
+            "Only leave-one-out in time order with full ranking: {split: {LS: valid_and_test}, order: TO, mode: full}"
+        )
+        raise SettingError(f"{given} is not supported", "eval_args", mend)
+    for key in ("benchmark_filename", "additional_feat_suffix"):
+        if config[key] is not None:
+            raise SettingError(f"{config[key]!r} is not supported", key, "Leave it out: domains are .inter and .item")
