@@ -1,0 +1,153 @@
+"""Text embeddings to semantic IDs (paper section 4.1): ``tokenize`` is the whole stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recbole_gmc.errors import EmbeddingError
+from recbole_gmc.files import hash_of, read_json, write_json
+from recbole_gmc.settings import TokenizerSettings
+from recbole_gmc.tokenizer import index_file, quality
+from recbole_gmc.tokenizer.assign import Assignment, make_unique, repair_codes
+from recbole_gmc.tokenizer.kmeans import require_faiss
+from recbole_gmc.tokenizer.learned import Learned
+from recbole_gmc.tokenizer.rkmeans import fit_rkmeans
+from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+
+if TYPE_CHECKING:
+    from recbole_gmc.embed.embeddings import TextEmbeddings
+
+__all__ = ["SemanticIds", "Tokenization", "tokenize"]
+
+VERSION = 1  # goes up when equal settings would give other IDs
+KIND = "semantic_ids"
+
+logger = getLogger("recbole_gmc.tokenizer")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """Semantic IDs and the JSON-able figures that say how good they are."""
+
+    ids: SemanticIds
+    quality: dict
+
+
+def tokenize(
+    embeddings: TextEmbeddings,
+    settings: TokenizerSettings,
+    *,
+    seed: int,
+    cache_dir: str | Path | None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Tokenization:
+    """Learns (or imports, or takes from the cache) one ID an item, unique inside its domain.
+
+    Args:
+        embeddings: float vectors [items, D] of all domains, quantised together.
+        cache_dir: where equal embeddings, settings and seed are found again; ``None`` keeps nothing.
+
+    Raises:
+        TokenizerError: collapsed codebooks, items that cannot be told apart, or import files that do not fit.
+        EmbeddingError: no items, or values that are not numbers.
+        DependencyError: faiss is needed and not installed.
+    """
+    if not len(embeddings.items):
+        raise EmbeddingError("There are no items to tokenize", mend="Check the filters of the dataset")
+    if settings.ids_path is not None:
+        return _imported(embeddings, settings)
+    if settings.kind == "rkmeans" or settings.kmeans_init:
+        require_faiss()  # before any work
+    if cache_dir is None:
+        return _learned(embeddings, settings, seed, device, progress)
+
+    from recbole_gmc.cache import Cache
+
+    cache = Cache(cache_dir)
+    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed)
+    entry = cache.get(KIND, key)
+    if entry is None:
+        made = _learned(embeddings, settings, seed, device, progress)
+        with cache.put(KIND, key) as folder:
+            made.ids.save(Path(folder) / "ids")
+            write_json(Path(folder) / "quality.json", made.quality)
+        return made
+    logger.info("Semantic IDs: reused from the cache (%s)", entry)
+    ids = SemanticIds.load(Path(entry) / "ids")
+    # files hold domains by name; the embeddings' own index keeps the order of the run
+    return Tokenization(SemanticIds(embeddings.items, ids.codes, ids.codebook_size), read_json(entry / "quality.json"))
+
+
+def _learned(
+    embeddings: TextEmbeddings, settings: TokenizerSettings, seed: int, device: str, progress: bool
+) -> Tokenization:
+    start = time.perf_counter()
+    items, vectors = embeddings.items, embeddings.vectors
+    if not all(np.isfinite(vectors[row : row + 8192]).all() for row in range(0, len(vectors), 8192)):
+        raise EmbeddingError("The embeddings hold values that are not finite", mend="Make the text embeddings again")
+    if settings.kind == "rkmeans":
+        learned = fit_rkmeans(vectors, settings, seed)
+    else:
+        from recbole_gmc.tokenizer.fit import fit_rqvae
+
+        learned = fit_rqvae(items, vectors, settings, seed=seed, device=device, progress=progress)
+    made = make_unique(items, learned.codes, learned.latents, learned.codebooks)
+    ids = SemanticIds(items, made.codes, settings.codebook_size)
+    figures = _figures(embeddings, settings, learned, made.moved)
+    figures["seconds"] = round(time.perf_counter() - start, 2)
+    _log(figures)
+    return Tokenization(ids, figures)
+
+
+def _imported(embeddings: TextEmbeddings, settings: TokenizerSettings) -> Tokenization:
+    start = time.perf_counter()
+    items, vectors, size = embeddings.items, embeddings.vectors, settings.codebook_size
+    codes = index_file.read_catalogue(settings.ids_path, items, size, settings.levels)
+    given = Learned(codes, vectors, np.zeros(0), None)
+    made = repair_codes(items, codes, size, vectors) if settings.ids_repair else Assignment(codes, np.zeros(len(items)))
+    ids = SemanticIds(items, made.codes, size)
+    figures = _figures(embeddings, settings, given, made.moved) | {"method": "import"}
+    figures["seconds"] = round(time.perf_counter() - start, 2)
+    logger.info("Semantic IDs: imported from %s, %d items moved", settings.ids_path, figures["moved_items"])
+    return Tokenization(ids, figures)
+
+
+def _figures(embeddings: TextEmbeddings, settings: TokenizerSettings, learned: Learned, moved: np.ndarray) -> dict:
+    items, codes = embeddings.items, learned.codes
+    rates = quality.collision_rates(items, codes)
+    return {
+        "method": settings.kind,
+        "levels": settings.levels,
+        "codebook_size": settings.codebook_size,
+        "reconstruction_over_variance": learned.reconstruction,
+        "collision_rate": quality.weighted(items, rates),
+        "collision_rate_by_domain": rates,
+        "equal_embeddings": quality.equal_embeddings(items, embeddings.vectors),
+        "moved_items": int(moved.sum()),
+        "unique_after": True,
+        "codes_used": quality.codes_used(codes),
+        "perplexity": quality.perplexity(codes),
+        "domain_purity": quality.domain_purity(items, codes),
+        "epochs": learned.epochs,
+        "history": learned.history,
+    }
+
+
+def _log(figures: dict) -> None:
+    logger.info(
+        "Semantic IDs (%s): reconstruction / variance %.4f, collisions %.2f%% before the repair (%d items moved, "
+        "unique after), codes used %s, %.1f s",
+        figures["method"],
+        figures["reconstruction_over_variance"],
+        100 * figures["collision_rate"],
+        figures["moved_items"],
+        figures["codes_used"],
+        figures["seconds"],
+    )

@@ -1,0 +1,29 @@
+"""What either way of learning semantic IDs hands to the repair and the quality figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Codes before the repair, and what they quantise.
+
+    Attributes:
+        codes: int32 [items, L].
+        latents: float32 [items, d], the first level's input.
+        codebooks: float32 [L, N, d].
+        reconstruction: squared error over the variance of the embeddings, both in the embeddings' own space;
+            ``None`` if unknown.
+        epochs: epochs trained (0 without a network).
+        history: one entry an evaluation: epoch, loss, its parts, reconstruction, collision_rate.
+    """
+
+    codes: np.ndarray
+    latents: np.ndarray
+    codebooks: np.ndarray
+    reconstruction: float | None
+    epochs: int = 0
+    history: list[dict] = field(default_factory=list)
