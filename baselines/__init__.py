@@ -1,0 +1,1 @@
+"""Models that RecBole lacks, installed as ``recbole_gmc.baselines``."""

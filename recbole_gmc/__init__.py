@@ -1,0 +1,34 @@
+"""GMC, generative multi-target cross-domain recommendation, for RecBole: importing registers the models.
+
+Import this package before RecBole (``import recbole_gmc``, then ``from recbole.quick_start import run_recbole``): RecBole
+itself imports a package that today's stack lacks.
+"""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# In a checkout properties/ and baselines/ lie beside this package, not in it.
+_root = Path(__file__).resolve().parent.parent
+if not (Path(__file__).parent / "properties").exists() and (_root / "properties/__init__.py").is_file():
+    __path__.append(str(_root))
+
+from recbole_gmc import compat  # noqa: E402
+
+compat.apply()
+
+from recbole_gmc import hooks, registry  # noqa: E402
+
+registry.register(
+    "GMC",
+    "recbole_gmc.model.gmc:GMC",
+    trainer="recbole_gmc.train.trainer:GMCTrainer",
+    dataset="recbole_gmc.data.domains:GMCDataset",
+)
+registry.install()
+hooks.install()
+
+from recbole_gmc.launch import objective_function, run, run_recbole, run_recboles  # noqa: E402
+from recbole_gmc.registry import register  # noqa: E402
+
+__all__ = ["__version__", "objective_function", "register", "run", "run_recbole", "run_recboles"]

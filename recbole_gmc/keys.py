@@ -1,0 +1,184 @@
+"""Which settings there are, and whether those of a run make sense, before any work starts."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_gmc import registry
+from recbole_gmc.errors import SettingError
+from recbole_gmc.files import safe_name
+from recbole_gmc.settings import GROUPS, DataSettings, DecodeSettings, key, keys_of, read
+
+RUN_KEYS = frozenset(
+    "model dataset config_files config_file_list run_dir cache_dir resume embedded_data worker encoding "
+    "nproc ip port world_size group_offset offset local_rank gpu_id device log_tensorboard".split()
+)
+METRICS = ("recall", "ndcg", "mrr", "hit", "precision", "map")
+LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
+
+
+@dataclass(frozen=True)
+class RecBoleSettings:
+    """Those of RecBole's keys that a run of ours uses, with their types and ranges."""
+
+    seed: int = key("seed", 2020, least=0)
+    epochs: int = key("epochs", 300, least=0)
+    train_batch_size: int = key("train_batch_size", 2048, least=1)
+    eval_batch_size: int = key("eval_batch_size", 4096, least=1)
+    learning_rate: float = key("learning_rate", 1e-3, above=0.0)
+    weight_decay: float = key("weight_decay", 0.0, least=0.0)
+    eval_step: int = key("eval_step", 1, least=0)
+    stopping_step: int = key("stopping_step", 10, least=0)
+    learner: str = key("learner", "adam", choices=("adam", "adamw", "sgd", "adagrad", "rmsprop"))
+    clip_grad_norm: dict | None = key("clip_grad_norm", None)
+    history: int = key("MAX_ITEM_LIST_LENGTH", 50, least=1)
+    show_progress: bool = key("show_progress", True)
+    reproducibility: bool = key("reproducibility", True)
+
+
+# Keys of RecBole that a run of ours cannot honour: the values that mean "not used", and the reason.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "benchmark_filename": ((None,), "the split is leave-one-out over whole histories, made by the plugin"),
+    "train_neg_sample_args": ((None,), "the loss is a softmax over codes, without negatives"),
+    "loss_type": ((None, "CE"), "the loss is a softmax over codes"),
+    "enable_amp": ((None, False), "mixed precision is set by `precision`"),
+    "enable_scaler": ((None, False), "mixed precision is set by `precision`, and bf16 needs no scaling"),
+    "transform": ((None,), "histories are used as they are"),
+    "repeatable": ((None, True), "sequential models rank all items, repeats included"),
+    "save_dataset": ((None, False), "the plugin keeps no pickles; its cache does the work"),
+    "dataset_save_path": ((None,), "the plugin reads no pickles; its cache does the work"),
+    "save_dataloaders": ((None, False), "the plugin keeps no pickles; its cache does the work"),
+    "dataloaders_save_path": ((None,), "the plugin reads no pickles; its cache does the work"),
+}
+
+
+def _keys_in(file: Path) -> set[str]:
+    return set(re.findall(r"^([A-Za-z_]\w*)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@functools.cache
+def _recbole_keys() -> frozenset[str]:
+    import recbole
+    from recbole.utils import argument_list
+
+    lists = (argument_list.general_arguments, argument_list.training_arguments)
+    lists += (argument_list.evaluation_arguments, argument_list.dataset_arguments)
+    known = {name for arguments in lists for name in arguments}
+    folder = Path(recbole.__file__).parent / "properties"
+    files = [folder / "overall.yaml", folder / "dataset/sample.yaml"]
+    for file in [*files, *folder.glob("model/*.yaml"), *folder.glob("quick_start_config/*.yaml")]:
+        known |= _keys_in(file)
+    return frozenset(known)
+
+
+def known_keys() -> frozenset[str]:
+    """Every key that means something to RecBole, to a registered model or to a run."""
+    known = set(_recbole_keys() | RUN_KEYS)
+    for group in GROUPS:
+        known |= set(keys_of(group))
+    for entry in registry.entries().values():
+        if entry.properties is not None and entry.properties.is_file():
+            known |= _keys_in(entry.properties)
+    return frozenset(known)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` with the nearest of the known words, or nothing."""
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def refuse_unknown(given: Iterable[str]) -> None:
+    """Raises ``SettingError`` for the first key that nothing knows, with the nearest one that is known."""
+    known = known_keys()
+    for name in given:
+        if name not in known:
+            raise SettingError(
+                f"unknown setting{nearest(str(name), known)}",
+                where=str(name),
+                mend="`recbole-gmc models` lists the property files, in which every key is explained",
+            )
+
+
+def check(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Checks the merged settings of a run of a registered model, and fills in what RecBole would complete otherwise.
+
+    Raises:
+        SettingError: a value of the wrong type or range, or one that the plugin cannot honour, with the reason.
+    """
+    settings = dict(settings)
+    safe_name(dataset, "dataset")
+    if isinstance(settings.get("domains"), str):
+        settings["domains"] = [settings["domains"]]
+    for group in (*GROUPS, RecBoleSettings):
+        read(group, settings)
+    _check_domains(read(DataSettings, settings).domains)
+    for name, (unused, reason) in REFUSED.items():
+        if not any(settings.get(name) is value or settings.get(name) == value for value in unused):
+            raise SettingError(f"{settings[name]!r} cannot be used: {reason}", where=name, mend="Leave the key out")
+    if (settings.get("nproc") or 1) != 1:
+        raise SettingError("more than one process is not supported", where="nproc", mend="Leave the key out")
+    settings["eval_args"] = _checked_protocol(settings.get("eval_args"))
+    _check_metrics(settings)
+    return settings
+
+
+def _check_domains(domains: tuple | None) -> None:
+    if domains is not None and not domains:
+        raise SettingError("the list is empty", where="domains", mend="Name at least one domain, or leave the key out")
+    for domain in domains or ():
+        if not isinstance(domain, str):
+            raise SettingError(f"{domain!r} is not a name", where="domains", mend=f"Put it in quotes: '{domain}'")
+        safe_name(domain, "domain")
+    if len(set(domains or ())) != len(domains or ()):
+        raise SettingError(f"{list(domains or ())} names a domain twice", where="domains", mend="Name each one once")
+
+
+def _checked_protocol(given: Any) -> dict[str, Any]:
+    mend = (
+        "Leave the key out: it is leave-one-out in order of time (split: {LS: valid_and_test}, order: TO), mode: full"
+    )
+    if given is not None and not isinstance(given, dict):
+        raise SettingError(f"{given!r} is not a mapping", where="eval_args", mend=mend)
+    for part, value in (given or {}).items():
+        full = part == "mode" and isinstance(value, dict) and set(value) <= {"valid", "test"}
+        value = "full" if full and set(value.values()) == {"full"} else value
+        allowed = {"group_by": ("user", "none", None)}.get(part, (LEAVE_ONE_OUT.get(part),))
+        if part not in LEAVE_ONE_OUT or value not in allowed:
+            raise SettingError(f"{part}: {value!r} is not the protocol of this model", where="eval_args", mend=mend)
+    return dict(LEAVE_ONE_OUT)
+
+
+def _check_metrics(settings: Mapping[str, Any]) -> None:
+    metrics = settings.get("metrics") or []
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    for metric in metrics if isinstance(metrics, list) else [metrics]:
+        if str(metric).lower() not in METRICS:
+            mend = f"Choose from {', '.join(METRICS)}"
+            raise SettingError(f"{metric!r} is not computed from top-k lists", where="metrics", mend=mend)
+    topk = settings.get("topk")
+    topk = topk if isinstance(topk, list) else [topk]
+    for k in topk:
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise SettingError(f"{k!r} is not a whole number from 1", where="topk", mend="Write topk: [5, 10]")
+    beam = read(DecodeSettings, settings).beam_size
+    if max(topk) > beam:
+        raise SettingError(
+            f"{max(topk)} is above beam_size {beam}: a list cannot be longer than the beam",
+            where="topk",
+            mend=f"Set beam_size: {max(topk)} or a smaller topk",
+        )
+    metric, _, k = str(settings.get("valid_metric")).partition("@")
+    if metric.lower() not in [m.lower() for m in metrics] or k not in map(str, topk):
+        raise SettingError(
+            f"{settings.get('valid_metric')!r} is not among the metrics {metrics} at {topk}",
+            where="valid_metric",
+            mend="Choose one that is computed, such as NDCG@10",
+        )

@@ -1,0 +1,94 @@
+"""Where YAML files and data sets are looked for: a path, then the packaged ``properties/...``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.files import safe_name
+from recbole_gmc.values import read_yaml
+
+CACHE = "~/.cache/recbole_gmc"
+
+
+def properties_folder() -> Path:
+    """The folder of the packaged property files."""
+    return Path(next(iter(importlib.import_module("recbole_gmc.properties").__path__)))
+
+
+def packaged(name: str) -> Path | None:
+    """The packaged file ``properties/...``, or ``None``."""
+    parts = Path(name).parts
+    if len(parts) < 2 or parts[0] != "properties" or ".." in parts:
+        return None
+    file = properties_folder().joinpath(*parts[1:])
+    return file if file.is_file() else None
+
+
+def find_yaml(argument: str | Path) -> Path:
+    """The YAML file that an argument means: a path first, then a packaged ``properties/...``.
+
+    Raises:
+        SettingError: neither is a file.
+    """
+    path = Path(argument)
+    if path.is_file():
+        return path
+    if (file := packaged(str(argument))) is not None:
+        return file
+    raise SettingError(
+        f"no file {str(argument)!r}, neither as a path ({path.absolute()}) nor as a packaged property file",
+        where="config_files",
+        mend=f"Packaged files lie in {properties_folder()} and are named like properties/quick_start.yaml",
+    )
+
+
+def dataset_yaml(name: str, data_path: str | Path) -> Path | None:
+    """The property file of a data set: ``<data_path>/<name>.yaml``, then the packaged one, or ``None``."""
+    name = safe_name(name, "dataset")
+    own = Path(data_path) / f"{name}.yaml"
+    return own if own.is_file() else packaged(f"properties/dataset/{name}.yaml")
+
+
+def read_files(files: str | Path | Iterable[str | Path] | None) -> dict[str, Any]:
+    """The settings of several YAML files, later ones winning; each is a path or a packaged ``properties/...``."""
+    settings: dict[str, Any] = {}
+    for file in [files] if isinstance(files, (str, Path)) else files or ():
+        settings.update(read_yaml(find_yaml(file)))
+    return settings
+
+
+def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a data set's name stands for, to be laid below those that the user gave.
+
+    ``domains`` among the given settings makes the name a mere label. Otherwise it is the property file of that name, or
+    else a folder with one domain. Data that the plugin carries (``embedded_data``) is laid out as ordinary folders first,
+    and ``data_path`` names their place.
+
+    Raises:
+        DataError: no such property file and no such folder.
+    """
+    safe_name(name, "dataset")
+    if given.get("domains"):
+        return {}
+    data_path = Path(given.get("data_path") or "dataset/")
+    file = dataset_yaml(name, data_path)
+    if file is None:
+        if name != "ml-100k" and not (data_path / name).is_dir():  # RecBole carries that one itself
+            raise DataError(
+                f"no property file {data_path / name}.yaml, no packaged one, no folder {data_path / name}",
+                where=f"dataset {name!r}",
+                mend="Set data_path to the folder that holds your domains, or name them with domains: [A, B]",
+            )
+        return {}
+    settings = read_yaml(file)
+    embedded = settings.pop("embedded_data", None)
+    if embedded is not None:
+        from recbole_gmc.data.quick_start import prepare
+
+        folder = prepare(embedded, Path(given.get("cache_dir") or CACHE).expanduser())
+        settings["data_path"] = str(folder)
+    return settings
