@@ -161,7 +161,7 @@ class _TreeAttention:
         self.depth = 0
 
     def grow(self, parents: torch.Tensor) -> torch.Tensor:
-        """Adds a level of beams that hang on ``parents`` [B, W] of the level before; returns its bias [B, heads, W, T]."""
+        """Adds a level of beams on their ``parents`` [B, W] of the level before; gives its bias [B, heads, W, T]."""
         size, width = parents.shape
         above = self.seen.gather(1, parents[..., None].expand(-1, -1, self.seen.shape[2]))
         itself = torch.eye(width, dtype=torch.bool, device=parents.device).expand(size, -1, -1)

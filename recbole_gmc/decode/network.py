@@ -44,7 +44,8 @@ class DecoderNetwork:
         self.max_distance = config.relative_attention_max_distance
         self.gated = config.is_gated_act
         self.start = config.decoder_start_token_id
-        weights = {name: tensor.detach().float() for name, tensor in state.items()}
+        # Copies: later training must not change what this moment's weights recommend.
+        weights = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in state.items()}
         self.embedding = weights["shared.weight"]
         self.device = self.embedding.device
         self.encoder = [self._block(weights, f"encoder.block.{i}.", False) for i in range(config.num_layers)]
