@@ -1,0 +1,112 @@
+"""Item text to embeddings: a local LSA, any transformers checkpoint, or ready files; computed once, then reused."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recbole_gmc.cache import Cache
+from recbole_gmc.embed.embeddings import TextEmbeddings, refuse_unusable
+from recbole_gmc.files import hash_of, write_json
+from recbole_gmc.settings import TextSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from recbole_gmc.data.text import ItemTexts
+
+__all__ = ["TextEmbeddings", "embed", "normalized"]
+
+KIND = "embeddings"
+FORMAT = 1
+
+logger = getLogger("recbole_gmc.embed")
+
+
+def embed(
+    texts: ItemTexts,
+    settings: TextSettings,
+    cache_dir: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> TextEmbeddings:
+    """Text embeddings of every item of every domain.
+
+    Args:
+        texts: one text an item, in the order of its ``ItemIndex``.
+        settings: which encoder, or which ready files (``text_embedding_path`` wins over ``text_encoder``).
+        cache_dir: where results are kept, under a key made of the texts, the encoder and the settings. Ready files
+            are read and checked each time instead.
+        device: where a transformers encoder runs.
+        progress: shows a progress bar.
+
+    Raises:
+        EmbeddingError: the encoder or a file gives a wrong row count, NaN or zero vectors, or cannot be read.
+        SettingError: a ``text_embedding_path`` that lacks a domain.
+    """
+    if settings.path is not None:
+        from recbole_gmc.embed import ready
+
+        vectors = ready.read_all(texts.items, settings.path)
+        logger.info("Text embeddings: %d x %d from text_embedding_path", *vectors.shape)
+    else:
+        vectors = _encoded(texts, settings, Cache(cache_dir), str(device), progress)
+    return TextEmbeddings(texts.items, normalized(vectors, settings.normalize))
+
+
+def normalized(vectors: np.ndarray, how: str) -> np.ndarray:
+    """float32 [items, D]: as they are (``none``), rows of length 1 (``l2``), or columns of mean 0 and variance 1
+    over all items of all domains (``standardize``; a constant column becomes 0)."""
+    if how == "none":
+        return vectors
+    wide = vectors.astype(np.float64)
+    if how == "l2":
+        wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    else:
+        wide -= wide.mean(axis=0)
+        spread = wide.std(axis=0)
+        wide /= np.where(spread > 1e-12, spread, 1.0)
+    return wide.astype(np.float32)
+
+
+def _encoded(texts: ItemTexts, settings: TextSettings, cache: Cache, device: str, progress: bool) -> np.ndarray:
+    if settings.encoder == "lsa":
+        from recbole_gmc.embed import lsa
+
+        source = None
+        identity = lsa.identity(settings)
+    else:
+        from recbole_gmc.embed import pretrained
+
+        source = pretrained.find(settings, device)
+        identity = source.identity
+    key = hash_of({"format": FORMAT, "items": texts.items.fingerprint, "texts": texts.fingerprint}, identity)
+    if (vectors := _stored(cache, key)) is not None:
+        logger.info("Text embeddings: reused %d x %d of %s from %s", *vectors.shape, settings.encoder, cache.root)
+        return vectors
+    if source is None:
+        vectors = lsa.encode(texts.texts, settings)
+    else:
+        vectors = source.encode(texts, cache.folder(f"{KIND}-partial", key), progress)
+    refuse_unusable(texts.items, vectors, f"text_encoder {settings.encoder}")
+    with cache.put(KIND, key) as folder:
+        np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+        write_json(folder / "about.json", {"items": len(vectors), "dim": vectors.shape[1], "identity": identity})
+    if source is not None:
+        source.clear(cache.folder(f"{KIND}-partial", key))
+    logger.info("Text embeddings: made %d x %d with %s, kept in %s", *vectors.shape, settings.encoder, cache.root)
+    # What is stored is what every run uses, also when another process stored the same key first.
+    stored = _stored(cache, key)
+    return vectors if stored is None else stored
+
+
+def _stored(cache: Cache, key: str) -> np.ndarray | None:
+    folder = cache.get(KIND, key)
+    if folder is None:
+        return None
+    # Copy-on-write: memory-mapped, and the file stays as it is whatever a reader does.
+    return np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
