@@ -117,6 +117,8 @@ class TokenizerSettings:
     sinkhorn: bool = key("tokenizer_sinkhorn", False)
     eval_step: int = key("tokenizer_eval_step", 10, least=1)
     stopping_step: int = key("tokenizer_stopping_step", 10, least=0)
+    scale_input: bool = key("tokenizer_scale_input", True)
+    schedule: str = key("tokenizer_lr_schedule", "cosine", choices=("cosine", "constant"))
     clip_grad_norm: float | None = key("tokenizer_clip_grad_norm", 1.0, above=0.0)
     ids_path: str | None = key("semantic_ids_path", None)
     ids_repair: bool = key("semantic_ids_repair", False)
@@ -160,7 +162,7 @@ class TrainSettings:
     warmup_ratio: float = key("warmup_ratio", 0.01, least=0.0, most=1.0)
     schedule: str = key("lr_schedule", "cosine", choices=("cosine", "linear", "constant"))
     precision: str = key("precision", "auto", choices=("auto", "fp32", "bf16"))
-    chunk_tokens: int = key("chunk_tokens", 4096, least=8)
+    chunk_tokens: int = key("chunk_tokens", 2048, least=8)
     max_prefixes: int | None = key("max_prefixes", None, least=1)
     valid_users: int = key("valid_users", 2000, least=0)
 

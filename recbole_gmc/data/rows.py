@@ -55,12 +55,17 @@ class SequenceRows:
 
     def last_prefixes(self, n: int) -> SequenceRows:
         """At most the last n rows of each user (a user's rows are in time order), in the order they are in."""
-        order = torch.argsort(self.user, stable=True)
-        _, counts = torch.unique_consecutive(self.user[order], return_counts=True)
-        end = counts.cumsum(0).repeat_interleave(counts)
-        keep = torch.zeros(len(self), dtype=torch.bool, device=self.user.device)
-        keep[order] = end - torch.arange(len(self), device=end.device) <= n
-        return self.select(keep)
+        return self.select(last_of_each(self.user, n))
 
     def to(self, device: torch.device | str) -> SequenceRows:
         return SequenceRows(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+
+
+def last_of_each(user: Tensor, n: int) -> Tensor:
+    """bool like ``user`` [rows]: whether a row is among the last n of its user."""
+    order = torch.argsort(user, stable=True)
+    _, counts = torch.unique_consecutive(user[order], return_counts=True)
+    end = counts.cumsum(0).repeat_interleave(counts)
+    keep = torch.zeros(len(user), dtype=torch.bool, device=user.device)
+    keep[order] = end - torch.arange(len(user), device=end.device) <= n
+    return keep

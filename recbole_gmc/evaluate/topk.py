@@ -1,0 +1,109 @@
+"""The ranked lists of a run as one value, and the file that lets anyone recompute every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from recbole_gmc.errors import DataError
+from recbole_gmc.files import new_file
+from recbole_gmc.items import ItemIndex
+
+MISSING = "-1"
+
+
+@dataclass(frozen=True)
+class TopKTable:
+    """One ranked list a user.
+
+    Attributes:
+        items: what the row numbers below mean.
+        domain: int64 [n], the position of the user's domain in ``items.domains``.
+        user: n original user tokens.
+        target: int64 [n], the held-out item's row.
+        ranked: int64 [n, K], item rows, best first; -1 past the end of a short catalogue.
+        scores: float32 [n, K]; -inf where ``ranked`` is -1.
+        certified: bool [n], lists that are provably the true top-K.
+    """
+
+    items: ItemIndex
+    domain: np.ndarray
+    user: tuple[str, ...]
+    target: np.ndarray
+    ranked: np.ndarray
+    scores: np.ndarray
+    certified: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @cached_property
+    def rank(self) -> np.ndarray:
+        """int64 [n]: the target's 0-based place in its list, -1 for a miss."""
+        hit = (self.ranked == self.target[:, None]) & (self.ranked >= 0)
+        return np.where(hit.any(1), hit.argmax(1), -1)
+
+    def of_domain(self, position: int) -> TopKTable:
+        keep = np.flatnonzero(self.domain == position)
+        return TopKTable(
+            self.items,
+            self.domain[keep],
+            tuple(self.user[i] for i in keep),
+            self.target[keep],
+            self.ranked[keep],
+            self.scores[keep],
+            self.certified[keep],
+        )
+
+    def write(self, path: str | Path) -> None:
+        """Writes the tab-separated ``topk.tsv``: domain, user, target, rank, then K pairs of item and score."""
+        names = np.array([token for domain in self.items.domains for token in self.items.tokens[domain]] + [MISSING])
+        width = self.ranked.shape[1]
+        head = ["domain", "user_id", "target_item", "rank"]
+        with new_file(path) as file:
+            file.write("\t".join(head + [f"{what}_{k}" for k in range(1, width + 1) for what in ("item", "score")]))
+            file.write("\n")
+            for line in self._lines(names):
+                file.write(line + "\n")
+
+    def _lines(self, names: np.ndarray) -> Iterator[str]:
+        for i, user in enumerate(self.user):
+            domain = self.items.domains[self.domain[i]]
+            fields = [domain, user, names[self.target[i]], str(self.rank[i])]
+            for row, score in zip(self.ranked[i], self.scores[i], strict=True):
+                fields += [names[row], "" if row < 0 else f"{score:.6f}"]
+            yield "\t".join(fields)
+
+    @classmethod
+    def read(cls, path: str | Path, items: ItemIndex) -> TopKTable:
+        """Reads ``topk.tsv`` back; certificates are not in the file and read as ``False``."""
+        path = Path(path)
+        rows: list[tuple] = []
+        with path.open(encoding="utf-8", newline="\n") as file:
+            width = (len(file.readline().rstrip("\n").split("\t")) - 4) // 2
+            for number, line in enumerate(file, 2):
+                fields = line.rstrip("\n").split("\t")
+                if len(fields) != 4 + 2 * width or fields[0] not in items.row_of:
+                    raise DataError("not a line of a top-k table", f"{path}:{number}", "Write the table again")
+                known = {MISSING: -1, **items.row_of[fields[0]]}
+                try:
+                    ranked = [-1 if score == "" else known[t] for t, score in zip(fields[4::2], fields[5::2])]
+                    target = items.row_of[fields[0]].get(fields[2], -1)
+                except KeyError as error:
+                    raise DataError(f"unknown item {error}", f"{path}:{number}", "Use the run's own items") from None
+                scores = [float(score) if score else -np.inf for score in fields[5::2]]
+                rows.append((items.domains.index(fields[0]), fields[1], target, ranked, scores))
+        domain, user, target, ranked, scores = zip(*rows) if rows else ((), (), (), (), ())
+        return cls(
+            items,
+            np.array(domain, np.int64),
+            tuple(user),
+            np.array(target, np.int64),
+            np.array(ranked, np.int64).reshape(-1, width),
+            np.array(scores, np.float32).reshape(-1, width),
+            np.zeros(len(rows), bool),
+        )

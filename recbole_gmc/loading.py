@@ -1,0 +1,62 @@
+"""From a run's folder back to something that recommends, in a fresh process, with nothing unpickled."""
+
+from __future__ import annotations
+
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_gmc.model.adapters import DomainAdapters
+from recbole_gmc.model.seq2seq import build_t5
+from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.recommender import Recommender
+from recbole_gmc.settings import DecodeSettings, LoraSettings, T5Settings, read
+from recbole_gmc.train.checkpoint import Checkpoint
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu") -> Recommender:
+    """The trained model of a run folder or checkpoint folder, without RecBole and without the data set.
+
+    Raises:
+        CheckpointError: the folder is missing, damaged or was made for something else.
+    """
+    found = Checkpoint(folder)
+    with torch.random.fork_rng(devices=[]):
+        t5 = build_t5(read(T5Settings, found.config), Vocabulary(found.ids.levels, found.ids.codebook_size))
+        t5.load_state_dict(found.weights())
+        states = dict.fromkeys(found.ids.items.domains, t5.state_dict())
+        if found.adapters is not None:
+            adapters = DomainAdapters(t5, found.ids.items.domains, read(LoraSettings, found.config))
+            adapters.load(found.adapters)
+            states = {domain: adapters.merged_state(domain) for domain in states}
+    return Recommender(
+        found.ids,
+        t5.config,
+        {domain: {name: tensor.to(device) for name, tensor in state.items()} for domain, state in states.items()},
+        max_items=found.config["MAX_ITEM_LIST_LENGTH"],
+        decode=read(DecodeSettings, found.config),
+        device=device,
+    )
+
+
+def load_data_and_model(folder: str | Path) -> tuple[Any, ...]:
+    """RecBole's function of that name for a checkpoint folder: config, model, dataset, and the three loaders."""
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, init_logger, init_seed
+
+    from recbole_gmc.train import config_json, run_files
+
+    found = Checkpoint(folder)
+    config = config_json.from_json(found.config)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    getLogger().info(config)
+    dataset = create_dataset(config)
+    getLogger().info(dataset)
+    loaders = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
+    run_files.put(found, model)
+    return config, model, dataset, *loaders

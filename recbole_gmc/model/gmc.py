@@ -1,0 +1,128 @@
+"""GMC as RecBole sees it: a sequential recommender whose work is done by the rooms behind it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import Tensor
+
+from recbole_gmc.data.domains import GMCDataset
+from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.model.adapters import DomainAdapters
+from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob, sequence_loss
+from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.recommender import Recommender
+from recbole_gmc.settings import DecodeSettings, LoraSettings, T5Settings, TokenizerSettings, read
+from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+
+
+class GMC(SequentialRecommender):
+    """One T5 over the semantic IDs of all domains, with one LoRA adapter a domain (paper section 4).
+
+    RecBole builds the model before any tokenizer exists and calls ``predict`` on it to count FLOPs, so every item starts
+    with a placeholder code; ``set_semantic_ids`` gives the real ones.
+    """
+
+    def __init__(self, config: Config, dataset: GMCDataset) -> None:
+        super().__init__(config, dataset)
+        tokenizer = read(TokenizerSettings, config)
+        self.decode = read(DecodeSettings, config)
+        self.lora = read(LoraSettings, config)
+        self.max_items: int = config["MAX_ITEM_LIST_LENGTH"]
+        self.items = dataset.items
+        self.vocabulary = Vocabulary(tokenizer.levels, tokenizer.codebook_size)
+        self.t5 = build_t5(read(T5Settings, config), self.vocabulary)
+        self.adapters: DomainAdapters | None = None
+        self.semantic_ids: SemanticIds | None = None
+        self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
+        self.register_buffer("domain_of_row", torch.from_numpy(dataset.items.domain_of_row), persistent=False)
+        self.register_buffer("codes", self._placeholder_codes(), persistent=False)
+
+    def _placeholder_codes(self) -> Tensor:
+        row = torch.arange(len(self.items))[:, None]
+        size = self.vocabulary.codebook_size
+        return row // size ** torch.arange(self.vocabulary.levels - 1, -1, -1) % size
+
+    def set_semantic_ids(self, ids: SemanticIds) -> None:
+        """Replaces the placeholder codes; the IDs must be for exactly this model's items."""
+        self.semantic_ids = ids
+        self.codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.codes.device)
+
+    def add_adapters(self) -> DomainAdapters:
+        """Puts one fresh adapter a domain on the T5, which is frozen from here on."""
+        self.adapters = DomainAdapters(self.t5, self.items.domains, self.lora)
+        return self.adapters
+
+    def plain_state(self, domain: str | None = None) -> dict[str, Tensor]:
+        """Weights of the plain T5, with the domain's adapter merged where there is one."""
+        if self.adapters is None:
+            return dict(self.t5.state_dict())
+        return self.adapters.merged_state(domain)
+
+    def recommender(self, domains: tuple[str, ...] | None = None) -> Recommender:
+        """What the weights of this moment recommend."""
+        ids = self.semantic_ids or SemanticIds(self.items, self.codes.cpu().numpy(), self.vocabulary.codebook_size)
+        states: Mapping[str, Mapping[str, Tensor]] = OrderedDict(
+            (domain, self.plain_state(domain)) for domain in domains or self.items.domains
+        )
+        return Recommender(
+            ids, self.t5.config, states, max_items=self.max_items, decode=self.decode, device=self.codes.device
+        )
+
+    def loss(self, rows: SequenceRows) -> Tensor:
+        """Mean cross-entropy over the L codes of the targets (eq. 8)."""
+        tokens, mask = encode_histories(self.codes, rows.history, rows.length, self.vocabulary)
+        return sequence_loss(self.t5, tokens, mask, self.vocabulary.tokens(self.codes[rows.target]))
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        return self.loss(self._rows(interaction))
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """[B]: the exact log-probability of each row's item, in its own domain."""
+        rows = self._rows(interaction)
+        tokens, mask = encode_histories(self.codes, rows.history, rows.length, self.vocabulary)
+        labels = self.vocabulary.tokens(self.codes[rows.target])
+        scores = torch.empty(len(rows), device=labels.device)
+        for position in rows.domain.unique().tolist():
+            users = (rows.domain == position).nonzero().flatten()
+            if self.adapters is not None:
+                self.adapters.activate(self.items.domains[position])
+            scores[users] = sequence_log_prob(self.t5, tokens[users], mask[users], labels[users])
+        return scores
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """[B, items]: log-probability of the items that the beam holds, -inf for all others (``full_sort_topk``)."""
+        history, length = self._histories(interaction)
+        domain = self.domain_of_row[history[:, 0]]
+        scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
+        item_of_row = torch.argsort(self.row_of_item)[1:]  # the first is [PAD], whose row is -1
+        recommender = self.recommender()
+        for position in domain.unique().tolist():
+            users = (domain == position).nonzero().flatten()
+            found = recommender.rank(self.items.domains[position], history[users], length[users])
+            ranked = torch.from_numpy(found.ranked).to(scores.device)
+            values = torch.from_numpy(found.scores).to(scores.device)
+            columns = torch.where(ranked >= 0, item_of_row[ranked], 0)
+            scores[users] = scores[users].scatter_reduce(1, columns, values, "amax")
+        return scores
+
+    def _histories(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
+        return self.row_of_item[interaction[self.ITEM_SEQ]], interaction[self.ITEM_SEQ_LEN]
+
+    def _rows(self, interaction: Interaction) -> SequenceRows:
+        history, length = self._histories(interaction)
+        target = self.row_of_item[interaction[self.ITEM_ID]]
+        return SequenceRows(
+            history=history,
+            length=length,
+            target=target,
+            domain=self.domain_of_row[history[:, 0]],
+            user=interaction[self.USER_ID] if self.USER_ID in interaction else torch.zeros_like(target),
+        )

@@ -1,0 +1,30 @@
+"""Where things of ours are written: a run folder, and one cache. Nothing is written elsewhere."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from recbole.config import Config
+from recbole.utils import get_local_time
+
+from recbole_gmc.files import safe_name
+
+
+def cache_dir(config: Config) -> Path:
+    return Path(config["cache_dir"] or "~/.cache/recbole_gmc").expanduser()
+
+
+def run_dir(config: Config) -> Path:
+    """The run's folder; names it once, in the Config, so that every part of RecBole sees the same one."""
+    if not config["run_dir"]:
+        name = f"{config['model']}-{safe_name(config['dataset'], 'dataset')}-{get_local_time()}-{uuid.uuid4().hex[:6]}"
+        config["run_dir"] = str(Path("runs") / name)
+    return Path(config["run_dir"])
+
+
+def checkpoint_dir(config: Config) -> Path:
+    """``run_dir/checkpoint``, or a folder named after the run inside a ``checkpoint_dir`` that the user gave."""
+    run = run_dir(config)
+    chosen = config["checkpoint_dir"]
+    return Path(chosen) / run.name if chosen and Path(chosen) != run else run / "checkpoint"

@@ -1,0 +1,110 @@
+"""A trained model that recommends: semantic IDs, one network a domain, and nothing of RecBole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import T5Config
+
+from recbole_gmc.decode.beam import BeamSearch
+from recbole_gmc.decode.trie import Trie
+from recbole_gmc.errors import DataError
+from recbole_gmc.model.seq2seq import encode_histories
+from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.settings import DecodeSettings
+from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Lists of B users: item rows [B, K] (-1 past a short catalogue), scores [B, K] (log-probability), certified [B]."""
+
+    ranked: np.ndarray
+    scores: np.ndarray
+    certified: np.ndarray
+
+
+class Recommender:
+    """Ranks the items of a domain for histories of that domain, by beam search on its prefix tree.
+
+    Args:
+        ids: semantic IDs of all domains.
+        config: shape of the T5.
+        states: domain -> weights of the plain T5, the domain's adapter already merged.
+        max_items: items of history that count; older ones are dropped.
+    """
+
+    def __init__(
+        self,
+        ids: SemanticIds,
+        config: T5Config,
+        states: Mapping[str, State],
+        *,
+        max_items: int,
+        decode: DecodeSettings,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.ids, self.max_items, self.decode = ids, max_items, decode
+        self.device = torch.device(device)
+        self.vocabulary = Vocabulary(ids.levels, ids.codebook_size)
+        self._codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.device)
+        self._searches = {}
+        for domain, state in states.items():
+            trie = Trie.build(torch.from_numpy(np.asarray(ids.for_domain(domain), np.int64)), ids.codebook_size)
+            self._searches[domain] = BeamSearch(state, config, trie.to(self.device), self.vocabulary, decode.beam_size)
+
+    @torch.inference_mode()
+    def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
+        """Ranks for B users of one domain.
+
+        Args:
+            history: int64 [B, S], item rows, oldest first, -1 past ``length``.
+            length: int64 [B].
+        """
+        search, start = self._searches[domain], self.ids.items.rows(domain).start
+        ranked = torch.full((len(history), self.decode.beam_size), -1, dtype=torch.int64)
+        scores = torch.full(ranked.shape, -torch.inf)
+        certified = torch.zeros(len(history), dtype=torch.bool)
+        order = torch.argsort(length, stable=True)  # neighbours of equal length need no padding
+        for users in _same_length(order, length, self.decode.batch_users):
+            tokens, mask = encode_histories(
+                self._codes, history[users].to(self.device), length[users].to(self.device), self.vocabulary
+            )
+            found = search.search(tokens, mask)
+            ranked[users] = torch.where(found.items >= 0, found.items + start, -1).cpu()
+            scores[users] = found.scores.float().cpu()
+            certified[users] = found.certified.cpu()
+        return Ranking(ranked.numpy(), scores.numpy(), certified.numpy())
+
+    def recommend(self, domain: str, history: Sequence[str], k: int = 10) -> list[tuple[str, float]]:
+        """The k best next items after ``history`` (item tokens, oldest first), each with its log-probability.
+
+        Raises:
+            DataError: unknown domain or item, an empty history, or k above the beam.
+        """
+        items = self.ids.items
+        if domain not in items.row_of:
+            raise DataError(f"unknown domain {domain!r}", mend=f"Choose one of: {', '.join(items.domains)}")
+        if not 1 <= k <= self.decode.beam_size:
+            raise DataError(f"k = {k} is not within the beam of {self.decode.beam_size}", mend="Ask for fewer items")
+        if unknown := [token for token in history if token not in items.row_of[domain]]:
+            raise DataError(f"items without semantic IDs: {unknown[:10]}", domain, "Leave them out of the history")
+        rows = [items.row_of[domain][token] for token in history][-self.max_items :]
+        if not rows:
+            raise DataError("the history is empty", domain, "Give at least one item")
+        found = self.rank(domain, torch.tensor([rows]), torch.tensor([len(rows)]))
+        names = items.tokens[domain]
+        start = items.rows(domain).start
+        pairs = zip(found.ranked[0, :k].tolist(), found.scores[0, :k].tolist(), strict=True)
+        return [(names[row - start], score) for row, score in pairs if row >= 0]
+
+
+def _same_length(order: Tensor, length: Tensor, at_most: int) -> list[Tensor]:
+    _, counts = torch.unique_consecutive(length[order], return_counts=True)
+    return [part for group in order.split(counts.tolist()) for part in group.split(at_most)]

@@ -1,0 +1,1 @@
+"""The stages of training inside RecBole's Trainer, and the checkpoint they leave."""

@@ -1,0 +1,108 @@
+"""The checkpoint folder: safetensors weights, one peft folder a domain, JSON; whole or not at all, nothing unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from recbole_gmc.errors import CheckpointError
+from recbole_gmc.files import hash_file, new_folder, read_json, recover, write_json
+from recbole_gmc.model.adapters import DomainAdapters
+from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+RETRY = "Take the checkpoint of another run, or train again"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, enough to go on as if it had never stopped: JSON-able facts and tensors."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def save(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    ids: SemanticIds,
+    t5: Mapping[str, Tensor],
+    adapters: DomainAdapters | None,
+    progress: Progress,
+) -> None:
+    """Writes the folder beside its place and moves it there; the one before stays whole until then."""
+    with new_folder(folder) as work:
+        write_json(work / "config.json", dict(config))
+        ids.save(work / "semantic_ids")
+        save_file(_contiguous(t5), work / "model.safetensors")
+        if adapters is not None:
+            adapters.save(work / "adapters")
+        write_json(work / "progress.json", progress.facts)
+        save_file(_contiguous(progress.tensors), work / "progress.safetensors")
+        files = {str(path.relative_to(work)): hash_file(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        write_json(work / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+class Checkpoint:
+    """A checkpoint folder whose every file was found to be as it was written.
+
+    Raises:
+        CheckpointError: missing, of another format, or damaged (the file is named).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if self.folder.name != "checkpoint" and (self.folder / "checkpoint").is_dir():
+            self.folder = self.folder / "checkpoint"  # a run folder was given
+        recover(self.folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise CheckpointError("no checkpoint here", str(folder), "Give a run folder or its checkpoint folder")
+        self._verify()
+        self.config: dict[str, Any] = read_json(self.folder / "config.json")
+        self.ids = SemanticIds.load(self.folder / "semantic_ids")
+
+    def _verify(self) -> None:
+        try:
+            manifest = read_json(self.folder / MANIFEST)
+            known, files = manifest["format"], dict(manifest["files"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("the manifest is damaged", str(self.folder / MANIFEST), RETRY) from error
+        if known != FORMAT:
+            raise CheckpointError(f"format {known!r} is not {FORMAT}", str(self.folder), "Use the version that wrote it")
+        for name, digest in files.items():
+            path = self.folder / name
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise CheckpointError(f"the manifest names a file outside: {name!r}", str(self.folder), RETRY)
+            if not path.is_file():
+                raise CheckpointError("the file is missing", str(path), RETRY)
+            if hash_file(path) != digest:
+                raise CheckpointError("the file is damaged: its hash is not the one written with it", str(path), RETRY)
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._tensors("model.safetensors")
+
+    @property
+    def adapters(self) -> Path | None:
+        folder = self.folder / "adapters"
+        return folder if folder.is_dir() else None
+
+    def progress(self) -> Progress:
+        return Progress(read_json(self.folder / "progress.json"), self._tensors("progress.safetensors"))
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        try:
+            return load_file(self.folder / name)
+        except SafetensorError as error:
+            raise CheckpointError(f"not a safetensors file ({error})", str(self.folder / name), RETRY) from error

@@ -1,0 +1,45 @@
+"""RecBole's Config as JSON and back, so that no checkpoint of ours holds a pickled object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from recbole.config import Config
+
+# What RecBole derives again when it builds a Config, or what belongs to one process.
+DERIVED = frozenset(
+    """MODEL_TYPE MODEL_INPUT_TYPE eval_type device data_path single_spec local_rank valid_metric_bigger
+    train_neg_sample_args valid_neg_sample_args test_neg_sample_args resume config_files model dataset""".split()
+)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Every setting that a run can be repeated from; ``data_path`` is the folder that holds the domains."""
+    values = {k: _plain(v) for k, v in sorted(config.final_config_dict.items()) if k not in DERIVED}
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "data_path": os.path.dirname(os.path.normpath(config["data_path"])),
+        **{key: value for key, value in values.items() if value is not ...},
+    }
+
+
+def from_json(values: Mapping[str, Any], **changes: Any) -> Config:
+    """The Config that ``to_json`` was taken from, with some keys changed."""
+    rest = {k: v for k, v in values.items() if k not in ("model", "dataset")}
+    return Config(model=values["model"], dataset=values["dataset"], config_dict={**rest, **changes})
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able values as they are; ``...`` for what is not."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        parts = [_plain(part) for part in value]
+        return ... if ... in parts else parts
+    if isinstance(value, Mapping):
+        parts = {str(key): _plain(part) for key, part in value.items()}
+        return ... if ... in parts.values() else parts
+    return ...

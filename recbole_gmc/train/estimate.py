@@ -1,0 +1,50 @@
+"""How long the run will take, measured on a few rows before it starts."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.train.stage import Stage
+
+if TYPE_CHECKING:
+    from recbole_gmc.train.trainer import GMCTrainer
+
+PROBE_ROWS = 512
+PROBE_USERS = 64
+
+
+def seconds_left(trainer: GMCTrainer, stages: list[tuple[Stage, int, int]], rows: SequenceRows) -> tuple[float, float]:
+    """Seconds for the stages, each with its training rows and validation users.
+
+    Returns:
+        Seconds of the first epoch with its validation, and of everything if no stage stops early. No weight and no random
+        state changes.
+    """
+    with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+        sample = rows.select(torch.randperm(len(rows))[:PROBE_ROWS].to(rows.target.device))
+        trainer.backward(sample)  # warm-up: first calls allocate
+        started = perf_counter()
+        trainer.backward(sample)
+        a_row = (perf_counter() - started) / len(sample)
+        trainer.model.zero_grad(set_to_none=True)
+        users = sample.select(torch.arange(min(PROBE_USERS, len(sample)), device=rows.target.device))
+        started = perf_counter()
+        trainer.rank(users)
+        a_user = (perf_counter() - started) / len(users)
+    costs = [
+        (stage.epochs * rows_ * a_row, stage.epochs // max(1, stage.eval_step) * users_ * a_user)
+        for stage, rows_, users_ in stages
+    ]
+    first = stages[0][1] * a_row + stages[0][2] * a_user
+    return first, sum(train + valid for train, valid in costs)
+
+
+def told(seconds: float) -> str:
+    """Example: ``told(5400)`` is ``'1 h 30 min'``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

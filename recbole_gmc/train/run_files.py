@@ -1,0 +1,124 @@
+"""A run's folder: what is written there, and how a model is read back from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole.config import Config
+
+from recbole_gmc.data.domains import GMCDataset
+from recbole_gmc.errors import CheckpointError
+from recbole_gmc.evaluate import results
+from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.files import hash_file, hash_of, write_json
+from recbole_gmc.model.gmc import GMC
+from recbole_gmc.places import checkpoint_dir, run_dir
+from recbole_gmc.train import checkpoint
+from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.config_json import to_json
+
+if TYPE_CHECKING:
+    from recbole_gmc.train.trainer import GMCTrainer
+
+
+def checkpoint_folder(config: Config) -> Path:
+    return checkpoint_dir(config)
+
+
+def input_hashes(dataset: GMCDataset) -> dict[str, str]:
+    """``<domain>.inter`` and ``<domain>.item`` -> SHA-256 of the file."""
+    root = Path(dataset.dataset_path).parent
+    names = [(domain, f"{domain}.{kind}") for domain in dataset.domains for kind in ("inter", "item")]
+    files = {name: root / domain / name for domain, name in names}
+    return {name: hash_file(path) for name, path in files.items() if path.is_file()}
+
+
+def save(trainer: GMCTrainer, progress: Progress) -> None:
+    model = trainer.model
+    checkpoint.save(
+        Path(trainer.saved_model_file),
+        config=to_json(trainer.config),
+        ids=model.semantic_ids,
+        t5=model.plain_state(),
+        adapters=model.adapters,
+        progress=progress,
+    )
+
+
+def put(found: Checkpoint, model: GMC) -> None:
+    """Loads a checkpoint's IDs, unified weights and adapters into a model made for the same items.
+
+    Raises:
+        CheckpointError: the checkpoint is for other items, or its adapters for other weights.
+    """
+    if found.ids.items.fingerprint != model.items.fingerprint:
+        here, there = model.items, found.ids.items
+        raise CheckpointError(
+            f"it was made for other items ({len(there):,} in {', '.join(there.domains)}; here {len(here):,} in "
+            f"{', '.join(here.domains)})",
+            str(found.folder),
+            "Use the same data and domains",
+        )
+    model.set_semantic_ids(found.ids)
+    weights = found.weights()
+    if model.adapters is not None:
+        model.adapters.load_backbone(weights)
+    else:
+        model.t5.load_state_dict(weights)
+    if found.adapters is not None:
+        (model.adapters or model.add_adapters()).load(found.adapters)
+
+
+def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> None:
+    """result.json, topk.tsv and semantic_ids/, and the table on the terminal."""
+    folder = run_dir(trainer.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = summary(trainer, table, result)
+    table.write(folder / "topk.tsv")
+    trainer.model.semantic_ids.export(folder / "semantic_ids")
+    write_json(folder / "result.json", report)
+    logging.getLogger().info(f"{report['model']} on {report['dataset']}, test:\n{results.draw(report)}")
+    logging.getLogger().info(f"Results are in {folder}")
+
+
+def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> dict[str, Any]:
+    config, model, record = trainer.config, trainer.model, trainer.record
+    names = model.items.domains
+    adapters = model.adapters
+    return {
+        "model": config["model"],
+        "dataset": config["dataset"],
+        "seed": config["seed"],
+        "domains": results.by_domain(result, table),
+        "average": results.average(result, names),
+        "validation": {"score": trainer.best_valid_score, "metrics": dict(trainer.best_valid_result or {})},
+        "certified": results.certified(table),
+        "parameters": {
+            "model": sum(tensor.numel() for tensor in _unique(model.plain_state())),
+            "adapter": adapters.parameters_per_adapter if adapters is not None else 0,
+        },
+        "tokenizer": record.tokenizer,
+        "seconds": record.seconds,
+        "epochs": {stage: sum(e["stage"] == stage and "loss" in e for e in record.curve) for stage in record.done},
+        "curve": record.curve,
+        "precision": "bf16" if trainer.bf16 else "fp32",
+        "hashes": {**record.inputs, **results.hashes(table), "weights": _weights(model)},
+        "versions": results.versions(),
+        "settings": to_json(config),
+    }
+
+
+def _weights(model: GMC) -> str:
+    """One hash over the weights of every domain, its adapter merged."""
+    parts: list[Any] = []
+    for domain in model.items.domains:
+        for name, tensor in sorted(model.plain_state(domain).items()):
+            parts += [domain, name, tensor.detach().cpu().numpy()]
+    return hash_of(*parts)
+
+
+def _unique(state: Mapping[str, Any]) -> list[Any]:
+    return list({tensor.data_ptr(): tensor for tensor in state.values()}.values())

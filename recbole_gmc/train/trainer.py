@@ -1,0 +1,348 @@
+"""All stages of GMC inside one ``fit`` of a RecBole Trainer: semantic IDs, unified recommender, one adapter a domain."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.trainer import Trainer
+from recbole.utils import calculate_valid_score, dict2str, set_color
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.errors import RunError
+from recbole_gmc.evaluate.collector import ListEvaluator
+from recbole_gmc.evaluate.ranking import rank_rows
+from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.model.gmc import GMC
+from recbole_gmc.model.seq2seq import length_chunks
+from recbole_gmc.settings import LoraSettings, TrainSettings, read
+from recbole_gmc.train import estimate, run_files, state
+from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.precision import use_bf16
+from recbole_gmc.train.prepare import semantic_ids
+from recbole_gmc.train.stage import Stage
+
+Result = dict[str, float]
+
+
+class GMCTrainer(Trainer):
+    """RecBole's Trainer with its ``fit`` loop run once a stage.
+
+    Epochs, validation, early stopping, log lines and TensorBoard are RecBole's. What differs is the unit of work: rows of
+    item sequences that stay on the device, an i.i.d. batch cut into chunks of similar length, and evaluation from lists.
+    """
+
+    model: GMC
+
+    def __init__(self, config: Config, model: GMC) -> None:
+        super().__init__(config, model)
+        self.settings = read(TrainSettings, config)
+        self.lora = read(LoraSettings, config)
+        self.bf16 = use_bf16(self.settings.precision, self.device, bool(self.enable_amp))
+        self.lists = ListEvaluator(config, self.eval_collector)
+        self.saved_model_file = str(run_files.checkpoint_folder(config))
+        self.record = state.RunRecord()
+        self.shuffle = torch.Generator().manual_seed(config["seed"])
+        self.stage: Stage | None = None
+        self.best: dict[str, Tensor] = {}
+        self._pending: Progress | None = None  # of a resumed checkpoint, until its stage is entered
+        self._valid_data: Any = None
+        self._saved = False
+
+    # ---- the stages ----------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Result | None]:
+        """Runs all stages and leaves the best weights in memory and, if ``saved``, on disk.
+
+        Returns:
+            Validation score and result over all users, after the adapters.
+        """
+        self._valid_data, self._saved = valid_data, saved
+        dataset = train_data._dataset
+        self.eval_collector.data_collect(train_data)
+        train = SequenceRows.of(dataset)
+        if self.settings.max_prefixes:
+            train = train.last_prefixes(self.settings.max_prefixes)
+        train = train.to(self.device)
+        valid = SequenceRows.of(valid_data._dataset).to(self.device) if valid_data else None
+        watched = self._watched(valid)
+        self._set_ids(dataset, show_progress)
+        self._log_estimate(train, watched)
+        if self._pending is not None:
+            state.put_random(self._pending, self)
+        loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
+        self._run(Stage.unified(self.config, self.settings), train, watched, loop)
+        if self.lora.enabled and self.lora.epochs:
+            self._fit_adapters(train, valid, watched, loop)
+        if valid is not None:
+            self.best_valid_result = self._rounded(self._measure(valid, show_progress))
+            self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+            if verbose:
+                self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.best_valid_result))
+        if saved:
+            self._write()
+        return self.best_valid_score, self.best_valid_result
+
+    def _set_ids(self, dataset: Any, show_progress: bool) -> None:
+        if self.record.inputs:  # resumed: the IDs came with the checkpoint
+            return
+        started = perf_counter()
+        made = semantic_ids(self.config, dataset, self.device, show_progress)
+        self.model.set_semantic_ids(made.ids)
+        self.record.tokenizer = made.quality
+        self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
+        self.record.spend("tokenizer", perf_counter() - started)
+
+    def _fit_adapters(
+        self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
+    ) -> None:
+        adapters = self.model.adapters or self.model.add_adapters()
+        before = adapters.backbone_fingerprint()
+        for position, domain in enumerate(self.model.items.domains):
+            adapters.activate(domain)
+            own, seen, every = (rows and rows.of_domain(position) for rows in (train, watched, valid))
+            self._run(Stage.adapter(domain, self.lora), own, seen, loop, every)
+        adapters.activate(None)
+        if adapters.backbone_fingerprint() != before:
+            raise RunError("the unified recommender changed while its adapters were trained", mend="This is a bug")
+
+    def _run(
+        self,
+        stage: Stage,
+        train: SequenceRows,
+        watched: SequenceRows | None,
+        loop: dict[str, Any],
+        every: SequenceRows | None = None,
+    ) -> None:
+        """One stage in RecBole's loop, its best weights put in place at the end."""
+        if stage.name in self.record.done:
+            return
+        started = perf_counter()
+        self.logger.info(set_color("Stage", "pink") + f" {stage.name}: {len(train):,} rows, {stage.epochs} epochs at most")
+        self._enter(stage, len(train))
+        identity = self.model.adapters.identity(stage.domain) if stage.domain else None
+        if identity and watched is not None and self.start_epoch == 0:  # the adapter as it starts is a candidate
+            self.best_valid_score, self.best_valid_result = self._valid_epoch(watched)
+        if len(train) and self.start_epoch < self.epochs:
+            super().fit(train, watched, **loop)
+        if self.best:
+            self.restore(self.best)
+        if identity and every is not None:
+            self._keep_the_better(identity, every)
+        self.record.spend(stage.name, perf_counter() - started)
+        self.record.done.append(stage.name)
+        self.stage, self.best = None, {}
+        if self._saved:
+            self._write()
+
+    def _enter(self, stage: Stage, rows: int) -> None:
+        """RecBole's counters and a fresh optimiser, or those of the resumed checkpoint if it stopped in this stage."""
+        self.stage, self.best = stage, {}
+        self.epochs, self.eval_step = stage.epochs, min(stage.eval_step, stage.epochs)
+        self.stopping_step = stage.stopping_step
+        self.start_epoch = self.cur_step = 0
+        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+        self.best_valid_result = None
+        self.optimizer = self._build_optimizer(
+            params=self._trained(), learning_rate=stage.learning_rate, weight_decay=stage.weight_decay
+        )
+        self.scheduler = LambdaLR(self.optimizer, stage.rate_at(rows))
+        if self._pending is not None and self._pending.facts["stage"] == stage.name:
+            state.put_stage(self._pending, self)
+            self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}")
+        self._pending = None
+
+    def _keep_the_better(self, identity: dict[str, Tensor], valid: SequenceRows) -> None:
+        """All validation users decide between the adapter and none."""
+        trained, score = self.snapshot(), calculate_valid_score(self._measure(valid), self.valid_metric)
+        self.restore(identity)
+        without = calculate_valid_score(self._measure(valid), self.valid_metric)
+        if (score > without) == self.valid_metric_bigger:
+            self.restore(trained)
+        kept = "kept" if (score > without) == self.valid_metric_bigger else "not kept"
+        self.logger.info(
+            f"Adapter of {self.stage.domain} {kept}: {self.valid_metric} {score:.4f} with, {without:.4f} without"
+        )
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        if self.stage.domain is None:
+            return list(self.model.t5.parameters())
+        return list(self.model.adapters.train_parameters(self.stage.domain))
+
+    # ---- an epoch ------------------------------------------------------------------------------------------------
+
+    def _train_epoch(
+        self, train_data: SequenceRows, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
+    ) -> float:
+        """Mean loss over the rows (nats a code)."""
+        if self._saved and epoch_idx > self.start_epoch:  # the epoch before is finished, its validation included
+            self._write(epoch_idx)
+        started = perf_counter()
+        self.model.train()
+        n = len(train_data)
+        order = torch.randperm(n, generator=self.shuffle) if self.config["shuffle"] else torch.arange(n)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        title = set_color(f"Train {epoch_idx:>5}", "pink")
+        for batch in tqdm(order.split(self.stage.batch_size), ncols=100, desc=title, disable=not show_progress):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.backward(train_data.select(batch.to(self.device)))
+            self._check_finite(loss, epoch_idx)
+            if self.clip_grad_norm:
+                clip_grad_norm_(self._trained(), **self.clip_grad_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            total += loss * len(batch)
+        mean = (total / n).item()
+        seconds = perf_counter() - started
+        self.record.curve.append({"stage": self.stage.name, "epoch": epoch_idx, "loss": mean, "seconds": seconds})
+        return mean
+
+    def backward(self, rows: SequenceRows) -> Tensor:
+        """Gradient of the mean loss of an i.i.d. batch. Chunks of similar length save padding and change nothing else."""
+        total = torch.zeros((), device=self.device)
+        for part in length_chunks(rows.length, self.settings.chunk_tokens, self.model.vocabulary.levels):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                loss = self.model.loss(rows.select(part)) * (len(part) / len(rows))
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _check_finite(self, loss: Tensor, epoch: int) -> None:
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the training loss is {loss.item()} in stage {self.stage.name}, epoch {epoch}",
+                mend=f"Lower the learning rate; the last good checkpoint is {self.saved_model_file}",
+            )
+
+    def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
+        result = self._measure(valid_data, show_progress)
+        score = calculate_valid_score(result, self.valid_metric)
+        if score >= self.best_valid_score if self.valid_metric_bigger else score <= self.best_valid_score:
+            self.best = self.snapshot()  # RecBole counts a tie as better, too
+        curve = self.record.curve
+        if not curve or curve[-1]["stage"] != self.stage.name:
+            curve.append({"stage": self.stage.name, "epoch": -1})
+        curve[-1]["valid"] = score
+        return score, self._rounded(result)
+
+    # ---- weights and files ---------------------------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of what the stage trains."""
+        if self.stage.domain is not None:
+            return self.model.adapters.snapshot(self.stage.domain)
+        return {name: tensor.detach().clone() for name, tensor in self.model.t5.state_dict().items()}
+
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        if self.stage.domain is not None:
+            self.model.adapters.restore(self.stage.domain, weights)
+        else:
+            self.model.t5.load_state_dict(weights)
+
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+        """RecBole calls this at an improvement. The folder is written once an epoch instead, when all of it is known."""
+
+    def _write(self, next_epoch: int = 0) -> None:
+        """The best weights so far as the model, the latest ones as the place to go on from."""
+        latest = self.snapshot() if self.stage is not None else {}
+        progress = state.take(self, next_epoch, latest)
+        if self.best:
+            self.restore(self.best)
+        run_files.save(self, progress)
+        if self.best:
+            self.restore(latest)
+
+    def resume_checkpoint(self, resume_file: str | Path) -> None:
+        """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder."""
+        checkpoint = Checkpoint(resume_file)
+        self.saved_model_file = str(checkpoint.folder)
+        self._pending = checkpoint.progress()
+        self.record = state.RunRecord.of(self._pending.facts["record"])
+        run_files.put(checkpoint, self.model)
+        self.logger.info(f"Checkpoint loaded. Stages done: {', '.join(self.record.done) or 'none'}")
+
+    # ---- evaluation ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Result | None:
+        """RecBole's evaluate, from lists: plain keys for the user-weighted average, ``<domain>/<metric>`` for each.
+
+        After ``fit``, evaluating other data than the validation set is the test: it writes the run's result files.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            checkpoint = Checkpoint(model_file or self.saved_model_file)
+            run_files.put(checkpoint, self.model)
+            self.logger.info(f"Loading model structure and parameters from {checkpoint.folder}")
+        started = perf_counter()
+        rows = SequenceRows.of(eval_data._dataset)
+        users = tuple(eval_data._dataset.original_user_token(rows.user))
+        table = self.rank(rows.to(self.device), users, show_progress)
+        result = self.lists(table, self._item_ids())
+        if self._valid_data is not None and eval_data is not self._valid_data:
+            self.record.seconds["test"] = perf_counter() - started
+            run_files.write_results(self, table, result)
+        self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
+        return self._rounded(result)
+
+    def rank(self, rows: SequenceRows, users: tuple[str, ...] = (), show_progress: bool = False) -> TopKTable:
+        self.model.eval()
+        items = self.model.items
+        domains = tuple(items.domains[position] for position in rows.domain.unique().tolist())
+        users = users or ("",) * len(rows)
+        return rank_rows(self.model.recommender(domains), items, rows, users, show_progress)
+
+    def _measure(self, rows: SequenceRows, show_progress: bool = False) -> Result:
+        return self.lists(self.rank(rows, show_progress=show_progress), self._item_ids())
+
+    def _item_ids(self) -> np.ndarray:
+        return torch.argsort(self.model.row_of_item)[1:].cpu().numpy()
+
+    def _rounded(self, result: Result) -> Result:
+        places = self.config["metric_decimal_place"]
+        return OrderedDict((name, round(value, places)) for name, value in result.items())
+
+    def _watched(self, valid: SequenceRows | None) -> SequenceRows | None:
+        """At most ``valid_users`` users a domain, the same ones all through training."""
+        if valid is None or not self.settings.valid_users:
+            return valid
+        draw = torch.Generator().manual_seed(self.config["seed"])
+        domain, kept = valid.domain.cpu(), []
+        for position in domain.unique().tolist():
+            users = (domain == position).nonzero().flatten()
+            kept.append(users[torch.randperm(len(users), generator=draw)[: self.settings.valid_users]])
+        return valid.select(torch.cat(kept).sort().values.to(self.device))
+
+    def _log_estimate(self, train: SequenceRows, watched: SequenceRows | None) -> None:
+        domains = self.model.items.domains if self.lora.enabled else ()
+        plan = [(Stage.unified(self.config, self.settings), len(train), len(watched) if watched else 0)]
+        for position, domain in enumerate(domains):
+            seen = int((watched.domain == position).sum()) if watched else 0
+            plan.append((Stage.adapter(domain, self.lora), int((train.domain == position).sum()), seen))
+        plan = [entry for entry in plan if entry[0].name not in self.record.done]
+        if plan:
+            first, total = estimate.seconds_left(self, plan, train)
+            self.logger.info(
+                set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its validation, "
+                f"at most {estimate.told(total)} in all ({'bf16' if self.bf16 else 'fp32'}, {torch.get_num_threads()} threads)"
+            )
