@@ -1,10 +1,11 @@
 """GMC, generative multi-target cross-domain recommendation, for RecBole: importing registers the models.
 
-Import this package before RecBole (``import recbole_gmc``, then ``from recbole.quick_start import run_recbole``): RecBole
-itself imports a package that today's stack lacks.
+Import this package before RecBole (``import recbole_gmc``, then ``from recbole.quick_start import run_recbole``):
+RecBole itself imports a package that today's stack lacks.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -31,4 +32,15 @@ hooks.install()
 from recbole_gmc.launch import objective_function, run, run_recbole, run_recboles  # noqa: E402
 from recbole_gmc.registry import register  # noqa: E402
 
-__all__ = ["__version__", "objective_function", "register", "run", "run_recbole", "run_recboles"]
+if TYPE_CHECKING:
+    from recbole_gmc.recommender import Recommender
+
+
+def load(folder: "str | Path") -> "Recommender":
+    """The trained model of a run folder, ready to recommend; see ``recbole_gmc.loading.load``."""
+    from recbole_gmc import loading
+
+    return loading.load(folder)
+
+
+__all__ = ["__version__", "load", "objective_function", "register", "run", "run_recbole", "run_recboles"]

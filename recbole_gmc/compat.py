@@ -69,7 +69,7 @@ class RayTune(ModuleType):
     """``ray.tune`` that is imported when it is first used."""
 
     def report(self, *args: Any, **kwargs: Any) -> Any:
-        """RecBole reports after every trial, also of hyperopt; only a worker of Ray, which has it imported, can listen."""
+        """RecBole reports after every trial, also of hyperopt; only a worker of Ray, which imported it, listens."""
         return self.__getattr__("report")(*args, **kwargs) if "ray" in sys.modules else None
 
     def __getattr__(self, name: str) -> Any:
@@ -90,7 +90,7 @@ def import_quick_start_without_ray() -> None:
     """RecBole imports ray for every run, though only tuning with it uses it (RecBole issues #1518, #1820).
 
     Its pinned ray 2.6.3 needs pkg_resources, which setuptools 81 dropped, breaks on NumPy 2 and has no wheel for
-    Python 3.12. A stand-in is seen while ``recbole.quick_start`` is imported; ``import ray`` elsewhere finds the real one.
+    Python 3.12. A stand-in is seen while ``recbole.quick_start`` is imported; ``import ray`` elsewhere is untouched.
     """
     if "recbole.quick_start.quick_start" in sys.modules:
         return
@@ -115,8 +115,8 @@ def _load(*args: Any, **kwargs: Any) -> Any:
 def let_recbole_read_its_checkpoints() -> None:
     """torch 2.6 reads weights only by default, RecBole's ``.pth`` files hold a Config (RecBole issues #2215, #2212).
 
-    Allow-listing classes cannot help (the files are written with pickle protocol 4), so RecBole's trainer sees a ``torch``
-    whose ``load`` reads whole pickles. Such a file runs code when it is read: read only your own.
+    Allow-listing classes cannot help (the files are written with pickle protocol 4), so RecBole's trainer sees a
+    ``torch`` whose ``load`` reads whole pickles. Such a file runs code when it is read: read only your own.
     """
     for name in CHECKPOINT_READERS:
         let_module_read_checkpoints(_recbole(name))
@@ -168,7 +168,7 @@ def replace_everywhere(name: str, new: Callable) -> None:
 
 
 def keep_tokens_as_written() -> None:
-    """Tokens such as ``NA`` and ``null`` and titles with quotes stay what they are (RecBole reads them as pandas would).
+    """Tokens such as ``NA`` and ``null`` and titles with quotes stay what they are; RecBole reads them as pandas does.
 
     pandas turns ``NA`` in a token column into a missing value, whose row RecBole then drops, and lets a lone quote
     swallow the following lines. Empty cells are missing as before; number columns keep pandas' words for missing. A

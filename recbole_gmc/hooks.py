@@ -12,7 +12,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import compat, keys, lookup, registry
+from recbole_gmc import compat, keys, lookup, places, registry
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import safe_name
 from recbole_gmc.values import read_yaml
@@ -72,15 +72,21 @@ def get_final_config_dict(inner: Callable, config: Any) -> dict[str, Any]:
 
 
 def set_default_parameters(inner: Callable, config: Any) -> None:
-    """A label called ``ml-100k`` does not move the domains to RecBole's own folder."""
-    data_path = config.final_config_dict.get("data_path")
+    """Names the run's folder; and a label called ``ml-100k`` does not move the domains to RecBole's own folder."""
+    final = config.final_config_dict
+    data_path = final.get("data_path")
     inner(config)
-    if registry.entry(config.model) and config.final_config_dict.get("domains"):
-        config.final_config_dict["data_path"] = str(Path(data_path) / config.dataset)
+    if registry.entry(config.model) is None:
+        return
+    if final.get("domains"):
+        final["data_path"] = str(Path(data_path) / config.dataset)
+    folder = places.run_dir(config)
+    if not final.get("checkpoint_dir"):
+        final["checkpoint_dir"] = str(folder)
 
 
 def get_model(inner: Callable, name: str) -> type:
-    """Says which names there are; RecBole ends an unknown one with `No module named 'lightgbm'` (RecBole issue #489)."""
+    """Says which names there are; RecBole ends with `No module named 'lightgbm'` (RecBole issue #489)."""
     try:
         found = inner(name)
     except (ValueError, ImportError, AttributeError, TypeError) as error:
@@ -98,7 +104,7 @@ def get_model(inner: Callable, name: str) -> type:
 
 
 def create_dataset(inner: Callable, config: Any) -> Any:
-    """Builds a registered model's data set from its files; RecBole would unpickle one that lies in ``checkpoint_dir``."""
+    """Builds a registered model's data set from its files; RecBole would unpickle one in ``checkpoint_dir``."""
     entry = registry.entry(config["model"])
     return registry.load(entry.dataset)(config) if entry and entry.dataset else inner(config)
 
@@ -112,9 +118,9 @@ def load_data_and_model(inner: Callable, model_file: Any) -> Any:
     """Takes a folder of ours as well as RecBole's ``.pth``."""
     if not Path(model_file).is_dir():
         return inner(model_file)
-    from recbole_gmc.train import checkpoint
+    from recbole_gmc import loading
 
-    return checkpoint.load_data_and_model(Path(model_file))
+    return loading.load_data_and_model(Path(model_file))
 
 
 def _around(inner: Callable, wrapper: Callable) -> Callable:
@@ -135,7 +141,7 @@ def install() -> None:
     _installed.append(True)
     from recbole.config.configurator import Config
 
-    from recbole_gmc import launch
+    from recbole_gmc import launch, logs
 
     for name, wrapper in (
         ("_load_internal_config_dict", load_internal_config_dict),
@@ -143,7 +149,8 @@ def install() -> None:
         ("_set_default_parameters", set_default_parameters),
     ):
         setattr(Config, name, _around(getattr(Config, name), wrapper))
-    for wrapper in (get_model, create_dataset, load_split_dataloaders, load_data_and_model):
+    wrappers = (get_model, create_dataset, load_split_dataloaders, load_data_and_model)
+    for wrapper in (*wrappers, logs.init_logger, logs.get_tensorboard):
         inner = compat.found_in_recbole(wrapper.__name__)
         compat.replace_everywhere(wrapper.__name__, _around(inner, wrapper))
     # The children that RecBole's own `run` spawns look this function up by its module, and so import the plugin.

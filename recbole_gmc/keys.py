@@ -47,7 +47,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "benchmark_filename": ((None,), "the split is leave-one-out over whole histories, made by the plugin"),
     "train_neg_sample_args": ((None,), "the loss is a softmax over codes, without negatives"),
     "loss_type": ((None, "CE"), "the loss is a softmax over codes"),
-    "enable_amp": ((None, False), "mixed precision is set by `precision`"),
     "enable_scaler": ((None, False), "mixed precision is set by `precision`, and bf16 needs no scaling"),
     "transform": ((None,), "histories are used as they are"),
     "repeatable": ((None, True), "sequential models rank all items, repeats included"),
@@ -89,10 +88,10 @@ def known_keys() -> frozenset[str]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` with the nearest of the known words, or nothing."""
+    """`` (nearest: 'x')`` with the nearest of the known words, or nothing."""
     folded = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+    return f" (nearest: {folded[close[0]]!r})" if close else ""
 
 
 def refuse_unknown(given: Iterable[str]) -> None:
@@ -134,11 +133,16 @@ def _check_domains(domains: tuple | None) -> None:
     if domains is not None and not domains:
         raise SettingError("the list is empty", where="domains", mend="Name at least one domain, or leave the key out")
     for domain in domains or ():
-        if not isinstance(domain, str):
-            raise SettingError(f"{domain!r} is not a name", where="domains", mend=f"Put it in quotes: '{domain}'")
-        safe_name(domain, "domain")
+        check_domain(domain)
     if len(set(domains or ())) != len(domains or ()):
         raise SettingError(f"{list(domains or ())} names a domain twice", where="domains", mend="Name each one once")
+
+
+def check_domain(domain: Any) -> None:
+    """Raises ``SettingError`` unless the domain's name can be a folder's."""
+    if not isinstance(domain, str):
+        raise SettingError(f"{domain!r} is not a name", where="domains", mend=f"Put it in quotes: '{domain}'")
+    safe_name(domain, "domain")
 
 
 def _checked_protocol(given: Any) -> dict[str, Any]:

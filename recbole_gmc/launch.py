@@ -1,4 +1,4 @@
-"""RecBole's entry points, defined here so that a spawned process that looks one up imports, and registers, the plugin."""
+"""RecBole's entry points, defined here so that a spawned process that looks one up imports the plugin first."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a data set's name stands for, to be laid below those that the user gave.
 
     ``domains`` among the given settings makes the name a mere label. Otherwise it is the property file of that name, or
-    else a folder with one domain. Data that the plugin carries (``embedded_data``) is laid out as ordinary folders first,
-    and ``data_path`` names their place.
+    else a folder with one domain. Data that the plugin carries (``embedded_data``) is laid out as ordinary folders,
+    and ``data_path`` then names their place.
 
     Raises:
         DataError: no such property file and no such folder.

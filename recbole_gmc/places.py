@@ -18,9 +18,13 @@ def cache_dir(config: Config) -> Path:
 def run_dir(config: Config) -> Path:
     """The run's folder; names it once, in the Config, so that every part of RecBole sees the same one."""
     if not config["run_dir"]:
-        name = f"{config['model']}-{safe_name(config['dataset'], 'dataset')}-{get_local_time()}-{uuid.uuid4().hex[:6]}"
-        config["run_dir"] = str(Path("runs") / name)
+        config["run_dir"] = str(new_run_dir(config["model"], config["dataset"]))
     return Path(config["run_dir"])
+
+
+def new_run_dir(model: str, dataset: str) -> Path:
+    """A folder name that no other run has: ``runs/<model>-<dataset>-<time>-<id>``."""
+    return Path("runs") / f"{model}-{safe_name(dataset, 'dataset')}-{get_local_time()}-{uuid.uuid4().hex[:6]}"
 
 
 def checkpoint_dir(config: Config) -> Path:

@@ -1,9 +1,9 @@
 """Which models the plugin adds, and how RecBole finds their classes by name.
 
-RecBole looks a model up as ``recbole.model.<kind>.<name in lower case>``, its trainer as ``recbole.trainer.<Name>Trainer``
-and its data set as ``recbole.data.dataset.<Name>Dataset``. ``install`` answers those three look-ups for registered
-names, and imports a class only when it is asked for. Classes keep their real module path, so whatever names them
-in a spawned process imports, and so registers, the plugin first.
+RecBole looks a model up as ``recbole.model.<kind>.<name in lower case>``, its trainer as
+``recbole.trainer.<Name>Trainer`` and its data set as ``recbole.data.dataset.<Name>Dataset``.
+``install`` answers those three look-ups for registered names, and imports a class only when it is asked for. Classes
+keep their real module path, so whatever names them in a spawned process imports, and so registers, the plugin first.
 """
 
 from __future__ import annotations

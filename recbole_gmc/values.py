@@ -15,8 +15,9 @@ from recbole_gmc.errors import SettingError
 
 # Keys whose value is a name or a path, or text that RecBole parses itself: `--dataset=2019` and `[5,10]` stay text.
 VERBATIM = frozenset(
-    "model dataset data_path checkpoint_dir run_dir cache_dir config_files gpu_id resume text_encoder semantic_ids_path "
-    "user_inter_num_interval item_inter_num_interval entity_kg_num_interval relation_kg_num_interval".split()
+    "model dataset data_path checkpoint_dir run_dir cache_dir config_files gpu_id resume text_encoder "
+    "semantic_ids_path user_inter_num_interval item_inter_num_interval entity_kg_num_interval "
+    "relation_kg_num_interval".split()
 )
 NAMES = frozenset({"domains"})  # lists whose elements are names
 NOTHING = ("~", "null", "None")

@@ -1,0 +1,61 @@
+"""Logs of a run of ours: on the terminal as RecBole writes them, in the run's own folder instead of ./log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import colorama
+import colorlog
+from recbole.utils.logger import RemoveColorFilter, log_colors_config
+from torch.utils.tensorboard import SummaryWriter
+
+from recbole_gmc import registry
+from recbole_gmc.places import run_dir
+
+LINE, DATE = "%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"
+
+LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
+
+
+class RunFile(logging.FileHandler):
+    """``run.log`` in a run's folder."""
+
+
+def init_logger(inner: Callable, config: Any) -> None:
+    """RecBole's ``init_logger`` writes to ./log; the log of a run of ours goes to its folder.
+
+    Runs of ours are those of registered models, and those of RecBole's own that our command line started.
+    """
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RunFile)]:
+        root.removeHandler(handler)  # a new run in one process has a log of its own
+        handler.close()
+    if registry.entry(config["model"]) is None and not config["run_dir"]:
+        return inner(config)
+    colorama.init(autoreset=True)
+    level = LEVELS.get(str(config["state"]).lower(), logging.INFO)
+    folder = run_dir(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = RunFile(folder / "run.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter(LINE, DATE))
+    file.addFilter(RemoveColorFilter())
+    root.addHandler(file)
+    root.setLevel(level)
+    if not any(type(handler) is logging.StreamHandler for handler in root.handlers):
+        terminal = logging.StreamHandler()
+        terminal.setFormatter(
+            colorlog.ColoredFormatter("%(log_color)s" + LINE, "%d %b %H:%M", log_colors=log_colors_config)
+        )
+        root.addHandler(terminal)
+    return None
+
+
+def get_tensorboard(inner: Callable, logger: logging.Logger) -> Any:
+    """RecBole's ``get_tensorboard`` writes to ./log_tensorboard; a run with a log of its own keeps both together."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RunFile):
+            return SummaryWriter(str(Path(handler.baseFilename).parent / "tensorboard"))
+    return inner(logger)

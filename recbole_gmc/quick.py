@@ -1,0 +1,102 @@
+"""One run from the command line: a model of ours over all its domains, RecBole's own once a domain."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from recbole_gmc import keys, launch, lookup, registry, values
+from recbole_gmc.errors import SettingError
+from recbole_gmc.places import new_run_dir
+from recbole_gmc.settings import DataSettings, TrainSettings, read
+
+# Settings that steer the runs of single domains and mean nothing to RecBole.
+OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
+    "max_prefixes",
+    "model",
+    "dataset",
+    "cache_dir",
+}
+
+
+def run(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    **processes: Any,
+) -> Any:
+    """Runs a model by name; ``model`` and ``dataset`` may also be named in the files.
+
+    Returns:
+        RecBole's result dict for a model that takes all domains at once (the registered ones), and for a RecBole model
+        without a protocol; else a dict domain -> ``DomainRun``.
+
+    Raises:
+        SettingError: no model or data set, or a model that does not exist.
+    """
+    files, given = list(config_file_list), dict(config_dict or {})
+    merged = {**lookup.read_files(files), **values.parse_all(given)}
+    model, dataset = model or merged.get("model"), dataset or merged.get("dataset")
+    for name, value in (("model", model), ("dataset", dataset)):
+        if not isinstance(value, str):
+            raise SettingError(f"no {name} is named", where=name, mend=f"Give --{name}=<name>")
+    with only_program_name():
+        entry = registry.entry(model)
+        if entry is not None and entry.union:
+            return launch.run(model, dataset, files, given, **processes)
+        protocol = protocol_of(model)
+        layer = lookup.dataset_settings(dataset, merged)
+        if protocol is None and not (merged.get("domains") or layer.get("domains")):
+            return launch.run(model, dataset, files, given, **processes)
+        if int(processes.get("nproc") or 1) != 1:
+            raise SettingError("runs of single domains use one process", where="nproc", mend="Leave the key out")
+        return run_domains(model, dataset, {**base_protocol(), **(protocol or {}), **layer, **merged})
+
+
+def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs a RecBole model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
+    from recbole_gmc.evaluate.single import run_domain
+
+    folder = Path(settings.get("run_dir") or new_run_dir(model, dataset))
+    data = read(DataSettings, {**settings, "domains": settings.get("domains") or [dataset]})
+    for domain in data.domains or ():
+        keys.check_domain(domain)
+    theirs = {key: value for key, value in settings.items() if key not in OURS}
+    theirs |= {"run_dir": str(folder), "checkpoint_dir": str(folder / "checkpoint")}
+    shortened = read(TrainSettings, settings).max_prefixes
+    return {domain: run_domain(model, domain, [], theirs, shortened) for domain in data.domains or ()}
+
+
+def resume(folder: str) -> Any:
+    """Goes on with an interrupted run."""
+    from recbole_gmc.train.resume import resume as go_on
+
+    with only_program_name():
+        return go_on(Path(folder))
+
+
+def base_protocol() -> dict[str, Any]:
+    """The settings under which every RecBole model is run beside ours."""
+    return lookup.read_files("properties/benchmark/protocol.yaml")
+
+
+def protocol_of(model: str) -> dict[str, Any] | None:
+    """The settings of ``properties/benchmark/<model>.yaml``, or ``None`` where there is no such file."""
+    file = lookup.packaged(f"properties/benchmark/{model}.yaml")
+    return None if file is None else values.read_yaml(file)
+
+
+@contextmanager
+def only_program_name() -> Iterator[None]:
+    """Hides the command line from RecBole's Config: its flags are in ``config_dict`` already, parsed and checked."""
+    arguments = sys.argv
+    sys.argv = arguments[:1]
+    try:
+        yield
+    finally:
+        sys.argv = arguments
