@@ -190,6 +190,14 @@ def test_fault_08_order_of_item_rows_changes_nothing(root):
     np.testing.assert_array_equal(before.item_rows, after.item_rows)
 
 
+def test_fault_32_a_long_history_keeps_its_newest_items(tmp_path):
+    write_domain(tmp_path, "D", chain("u", "abcdefghi"))
+    train, valid, test = (SequenceRows.of(split) for split in GMCDataset(config_of(tmp_path, "D")).build())
+    assert test.history.tolist() == [[3, 4, 5, 6, 7]] and test.target.tolist() == [8]
+    assert valid.history.tolist() == [[2, 3, 4, 5, 6]] and valid.target.tolist() == [7]
+    assert train.history[-1].tolist() == [1, 2, 3, 4, 5] and train.length.tolist() == [1, 2, 3, 4, 5, 5]
+
+
 def test_item_rows_without_interactions_are_no_candidates(tmp_path, caplog):
     caplog.set_level("INFO")
     write_domain(tmp_path, "D", chain("u", "abcd"), dict.fromkeys("abcdef", "text"))

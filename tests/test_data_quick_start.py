@@ -64,7 +64,7 @@ def test_prepared_folder_is_reused_and_mended(tmp_path):
     assert quick_start.prepare("ml-100k", tmp_path) == folder and file.stat().st_mtime_ns == stamp
     file.write_text("damaged")
     assert quick_start.prepare("ml-100k", tmp_path) == folder and hash_file(file) == before
-    assert [entry.name for entry in (tmp_path / "quick_start").iterdir()] == [folder.name]
+    assert [entry.name for entry in (tmp_path / "quick_start").iterdir() if entry.name[0] != "."] == [folder.name]
 
 
 def test_unknown_embedded_data_is_refused(tmp_path):

@@ -77,7 +77,8 @@ class AtomicFile:
             numbers = np.array([_number(value) for value in values])
         with np.errstate(over="ignore"):
             bad = ~np.isfinite(numbers.astype(np.float32))
-        bad |= np.fromiter(("_" in value for value in values), bool, len(values))  # Python reads 1_0 as 10
+        if "_" in "".join(values):  # Python reads 1_0 as 10
+            bad |= np.array(["_" in value for value in values])
         if bad.any():
             row = int(bad.argmax())
             raise DataError(f"{field} {values[row]!r} is not a finite number", self.where(row), "Mend or drop the row")
@@ -103,12 +104,9 @@ def read_atomic(path: str | Path, separator: str = "\t") -> AtomicFile:
     types = _header(lines[0], path, separator)
     if len(lines) == 1:
         raise DataError("the file has a header and no rows", str(path), "Give it at least one row")
-    if len(types) > 1:
-        _same_width(lines, path, separator, len(types))
-        rows = zip(*(line.split(separator) for line in lines[1:]), strict=True)
-        return AtomicFile(path, types, dict(zip(types, map(list, rows), strict=True)))
-    _same_width(lines, path, separator, 1)
-    return AtomicFile(path, types, {name: lines[1:] for name in types})
+    _same_width(lines, path, separator, len(types))
+    fields = separator.join(lines[1:]).split(separator)  # one split is several times faster than one a row
+    return AtomicFile(path, types, {name: fields[i :: len(types)] for i, name in enumerate(types)})
 
 
 def _lines(path: Path) -> list[str]:
@@ -155,7 +153,7 @@ def _header(line: str, path: Path, separator: str) -> dict[str, str]:
 
 def _same_width(lines: list[str], path: Path, separator: str, width: int) -> None:
     for number, line in enumerate(lines, 1):
-        if line.count(separator) != width - 1:
+        if line.count(separator) != width - 1 or not line:
             what = f"{line.count(separator) + 1} fields where the header has {width}" if line else "an empty line"
             raise DataError(what, f"{path}:{number}", f"Fields are separated by {separator!r} and never quoted")
 

@@ -187,7 +187,8 @@ class GMCDataset(SequentialDataset):
 
     def original_user_token(self, user_ids: np.ndarray | torch.Tensor | int) -> np.ndarray:
         """The users' tokens as their own domain's file has them."""
-        return self._user_tokens[np.asarray(user_ids)]
+        ids = user_ids.cpu() if isinstance(user_ids, torch.Tensor) else user_ids
+        return self._user_tokens[np.asarray(ids)]
 
     def texts(self) -> ItemTexts:
         """The text of every item of the catalogue, read raw; a missing one is a placeholder."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import recbole
 
+from recbole_gmc.cache import Cache
 from recbole_gmc.data.atomic import AtomicFile, read_atomic
 from recbole_gmc.errors import SettingError
-from recbole_gmc.files import hash_file, hash_of, new_file, new_folder, read_json, recover, write_json
+from recbole_gmc.files import hash_file, hash_of, new_file
 
 logger = getLogger("recbole_gmc.data")
 
@@ -25,7 +26,6 @@ GENRES: dict[str, tuple[str, ...]] = {
     "Comedy": ("Comedy",),
     "Drama": (),
 }
-MANIFEST = "manifest.json"
 
 Interactions = list[tuple[str, str]]
 
@@ -38,29 +38,25 @@ def prepare(name: str, cache_dir: str | Path) -> Path:
 
     Args:
         name: ``ml-100k``.
-        cache_dir: the folder becomes ``<cache_dir>/quick_start/<name>-<hash of source and rules>``.
+        cache_dir: the folder is ``<cache_dir>/quick_start/<hash of source and rules>``; a damaged one is made anew.
 
     Raises:
         SettingError: another name.
+        RunError: the cache cannot be written.
     """
     if name != "ml-100k":
         raise SettingError(f"{name!r} is not embedded", "embedded_data", "Only ml-100k is")
     source = Path(recbole.__file__).parent / "dataset_example" / name
     inter, item = source / f"{name}.inter", source / f"{name}.item"
-    version = hash_of(FORMAT, CORE, GENRES, [hash_file(inter), hash_file(item)])[:12]
-    folder = Path(cache_dir) / "quick_start" / f"{name}-{version}"
-    recover(folder)
-    if _intact(folder):
+    key = hash_of(FORMAT, CORE, list(GENRES.items()), [hash_file(inter), hash_file(item)])[:16]
+    cache = Cache(cache_dir)
+    folder = cache.get("quick_start", key)
+    if folder is not None:
         logger.info(f"reusing the embedded domains in {folder}")
         return folder
-    if folder.exists():
-        logger.warning(f"{folder} is damaged and is written anew")
-    try:
-        with new_folder(folder) as work:
-            _write(work, read_atomic(inter), read_atomic(item))
-    except OSError:
-        if not _intact(folder):  # else another process was faster
-            raise
+    with cache.put("quick_start", key) as work:
+        _write(work, read_atomic(inter), read_atomic(item))
+    folder = cache.folder("quick_start", key)
     logger.info(f"wrote the embedded domains {', '.join(GENRES)} to {folder}")
     return folder
 
@@ -86,15 +82,12 @@ def _write(folder: Path, inter: AtomicFile, item: AtomicFile) -> None:
     users, items = inter.tokens("user_id"), inter.tokens("item_id")
     order = np.argsort(inter.numbers("timestamp"), kind="stable").tolist()
     domains = dict(zip(item.tokens("item_id"), map(domain_of, item.column("class", "token_seq")), strict=True))
-    hashes = {}
     for domain in GENRES:
         pairs = core([(users[i], items[i]) for i in order if domains.get(items[i]) == domain], CORE)
         target = folder / domain
         target.mkdir()
         _write_interactions(target / f"{domain}.inter", pairs)
         _write_items(target / f"{domain}.item", item, {token for _, token in pairs})
-        hashes |= {f"{domain}/{file.name}": hash_file(file) for file in sorted(target.iterdir())}
-    write_json(folder / MANIFEST, hashes)
 
 
 def _write_interactions(path: Path, pairs: Interactions) -> None:
@@ -112,11 +105,3 @@ def _write_items(path: Path, item: AtomicFile, kept: set[str]) -> None:
         for token, *texts in zip(*item.columns.values(), strict=True):
             if token in kept:
                 file.write("\t".join([token, *texts]) + "\n")
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        hashes = read_json(folder / MANIFEST)
-        return all(hash_file(folder / name) == digest for name, digest in hashes.items())
-    except (OSError, ValueError):
-        return False
