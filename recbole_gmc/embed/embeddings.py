@@ -76,7 +76,7 @@ def refuse_rows(
     """Raises ``EmbeddingError`` with the first ten tokens when any entry of ``bad`` (bool [items]) is set."""
     rows = np.flatnonzero(bad)
     if len(rows):
-        names = first_tokens(tokens_at(items, rows))
+        names = first_tokens(tokens_at(items, rows.tolist()))
         mend = mend or "Mend the item's text or leave the item out"
         raise EmbeddingError(f"{len(rows)} text embeddings {what}: {names}", where, mend)
 
