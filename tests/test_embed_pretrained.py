@@ -1,11 +1,13 @@
 """Tiny random checkpoints on disk, read by the real loading code."""
 
+import json
 import logging
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -223,8 +225,6 @@ def test_pickled_weights_are_refused_and_never_opened(checkpoints, texts, tmp_pa
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_in_a_checkpoint_is_never_run_nor_asked_for(checkpoints, texts, tmp_path, monkeypatch, file):
-    import json
-
     folder = shutil.copytree(checkpoints["bert"][0], tmp_path / "coded")
     marker = tmp_path / "marker"
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
@@ -242,9 +242,16 @@ def test_code_in_a_checkpoint_is_never_run_nor_asked_for(checkpoints, texts, tmp
     assert not marker.exists()
 
 
-def test_missing_or_truncated_weights_are_refused(checkpoints, texts, tmp_path):
-    from safetensors.torch import load_file, save_file
+def test_tokenizer_with_only_its_own_code_is_refused(checkpoints, texts, tmp_path, monkeypatch):
+    folder = shutil.copytree(checkpoints["llama"][0], tmp_path / "coded")
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    content |= {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": [None, "evil.EvilTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    assert "never run" in refusal(texts, folder, tmp_path / "c")
 
+
+def test_missing_or_truncated_weights_are_refused(checkpoints, texts, tmp_path):
     folder = shutil.copytree(checkpoints["llama"][0], tmp_path / "lacking")
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if "layers.1" in name)

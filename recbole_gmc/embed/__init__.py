@@ -108,5 +108,5 @@ def _stored(cache: Cache, key: str) -> np.ndarray | None:
     folder = cache.get(KIND, key)
     if folder is None:
         return None
-    # Copy-on-write: memory-mapped, and the file stays as it is whatever a reader does.
-    return np.load(folder / "vectors.npy", mmap_mode="c", allow_pickle=False)
+    # Not memory-mapped: a file that changes later would change what was checked.
+    return np.load(folder / "vectors.npy", allow_pickle=False)

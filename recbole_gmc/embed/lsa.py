@@ -30,12 +30,14 @@ def encode(texts: Sequence[str], settings: TextSettings) -> np.ndarray:
     Words and word pairs, sublinear TF-IDF with unit rows, then the leading right singular vectors; catalogues of
     1,000 items or more leave out what occurs in a single text. A text with nothing in common with the space (no
     known word, or only words outside the leading directions) would be a zero vector: it gets a random projection
-    of its character trigrams instead, of the median length. That depends on the text alone, so equal texts stay
-    equal and similar ones near.
+    of its character trigrams instead, of the others' length (root mean square).
+    Its direction depends on the text alone, so equal texts stay equal and similar ones near.
     """
     matrix = _tfidf(texts, settings.lsa_features)
     if matrix is None:
         vectors = np.zeros((len(texts), settings.lsa_dim))
+    elif matrix.shape[1] == 1:
+        vectors = matrix.toarray()
     else:
         dim = max(1, min(settings.lsa_dim, matrix.shape[1] - 1, matrix.shape[0] - 1))
         # One thread: sums in another order would move the last bits from machine load to machine load.
@@ -44,7 +46,7 @@ def encode(texts: Sequence[str], settings: TextSettings) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1)
     empty = norms < SMALLEST_NORM
     if empty.any():
-        length = float(np.median(norms[~empty])) if not empty.all() else 1.0
+        length = np.sqrt(np.mean(norms[~empty] ** 2)) if not empty.all() else 1.0
         for row in np.flatnonzero(empty):
             vectors[row] = length * _trigrams(texts[row], vectors.shape[1])
     return vectors.astype(np.float32)
