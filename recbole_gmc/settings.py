@@ -19,7 +19,7 @@ class Lookup(Protocol):
 
 
 def key(name: str, default: Any, **rules: Any) -> Any:
-    """A settings field: its key in property files, its default, and rules ``least``, ``most``, ``above``, ``choices``."""
+    """A field: its key in property files, its default, and rules ``least``, ``most``, ``above``, ``choices``."""
     factory = {"default_factory": lambda: default} if isinstance(default, (list, dict)) else {"default": default}
     return field(metadata={"key": name, **rules}, **factory)
 
@@ -104,13 +104,14 @@ class TokenizerSettings:
     codebook_size: int = key("codebook_size", 256, least=2, most=65_536)
     dim: int = key("code_dim", 32, least=1)
     hidden_sizes: tuple = key("tokenizer_hidden_sizes", (512, 256, 128, 64), least=1)
+    rank: int | None = key("tokenizer_latent_rank", 8, least=1)
     beta: float = key("tokenizer_beta", 0.25, least=0.0)
     domain_weight: float = key("tokenizer_domain_weight", 1.0, least=0.0)
     reduction: str = key("tokenizer_reduction", "mean", choices=("mean", "sum"))
     learning_rate: float = key("tokenizer_learning_rate", 1e-3, above=0.0)
     weight_decay: float = key("tokenizer_weight_decay", 1e-4, least=0.0)
     batch_size: int = key("tokenizer_train_batch_size", 1024, least=2)
-    epochs: int = key("tokenizer_epochs", 10_000, least=1)
+    epochs: int = key("tokenizer_epochs", 200, least=1)
     warmup_epochs: int = key("tokenizer_warmup_epochs", 20, least=0)
     kmeans_init: bool = key("tokenizer_kmeans_init", True)
     restart_dead: bool = key("tokenizer_restart_dead", True)
