@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from recbole_gmc import __version__, keys, lookup, quick, registry
+from recbole_gmc import __version__, keys, lookup, quick, quick_start, registry
 from recbole_gmc.errors import GMCError, SettingError
 
 PROGRAM = "recbole-gmc"
@@ -133,7 +133,9 @@ def run(flags: dict[str, str]) -> Any:
             )
         return quick.resume(folder)
     if not {"model", "dataset", "config_files"} & set(flags):
-        flags["config_files"] = "properties/quick_start.yaml"
+        from recbole_gmc import quick_start  # imports every stage
+
+        return quick_start.quick_start(flags)
     files = flags.pop("config_files", "").split()
     processes = {key: _number(key, flags.pop(key)) for key in PROCESSES if key in flags}
     return quick.run(flags.pop("model", None), flags.pop("dataset", None), files, flags, **processes)

@@ -9,18 +9,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import keys, launch, lookup, registry, values
+from recbole_gmc import hooks, keys, launch, lookup, registry, values
 from recbole_gmc.errors import SettingError
 from recbole_gmc.places import new_run_dir
 from recbole_gmc.settings import DataSettings, TrainSettings, read
 
 # Settings that steer the runs of single domains and mean nothing to RecBole.
 OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
+    "embedded_data",
     "max_prefixes",
     "model",
     "dataset",
     "cache_dir",
 }
+SEED = 2020  # RecBole's
 
 
 def run(
@@ -45,6 +47,7 @@ def run(
     for name, value in (("model", model), ("dataset", dataset)):
         if not isinstance(value, str):
             raise SettingError(f"no {name} is named", where=name, mend=f"Give --{name}=<name>")
+    hooks.refuse_unknown_model(model)
     with only_program_name():
         entry = registry.entry(model)
         if entry is not None and entry.union:
@@ -55,21 +58,28 @@ def run(
             return launch.run(model, dataset, files, given, **processes)
         if int(processes.get("nproc") or 1) != 1:
             raise SettingError("runs of single domains use one process", where="nproc", mend="Leave the key out")
+        if layer.get("embedded_data"):
+            merged["data_path"] = layer["data_path"]
         return run_domains(model, dataset, {**base_protocol(), **(protocol or {}), **layer, **merged})
 
 
 def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Runs a RecBole model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
-    from recbole_gmc.evaluate.single import run_domain
+    from recbole_gmc.evaluate import single
 
     folder = Path(settings.get("run_dir") or new_run_dir(model, dataset))
     data = read(DataSettings, {**settings, "domains": settings.get("domains") or [dataset]})
     for domain in data.domains or ():
         keys.check_domain(domain)
     theirs = {key: value for key, value in settings.items() if key not in OURS}
-    theirs |= {"run_dir": str(folder), "checkpoint_dir": str(folder / "checkpoint")}
+    theirs["run_dir"] = str(folder)
     shortened = read(TrainSettings, settings).max_prefixes
-    return {domain: run_domain(model, domain, [], theirs, shortened) for domain in data.domains or ()}
+    runs = {}
+    for domain in data.domains or ():
+        own = {**theirs, "checkpoint_dir": str(folder / "checkpoint" / domain)}
+        runs[domain] = single.run_domain(model, domain, [], own, shortened)
+    single.write(folder, model, dataset, runs, {"seed": SEED, **settings})
+    return runs
 
 
 def resume(folder: str) -> Any:

@@ -23,7 +23,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Lists of B users: item rows [B, K] (-1 past a short catalogue), scores [B, K] (log-probability), certified [B]."""
+    """Lists of B users: item rows [B, K] (-1 past a short catalogue), log-probabilities [B, K], certified [B]."""
 
     ranked: np.ndarray
     scores: np.ndarray

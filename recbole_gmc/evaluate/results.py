@@ -13,7 +13,7 @@ from texttable import Texttable
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import hash_of
 
-PACKAGES = ("recbole-gmc", "recbole", "torch", "transformers", "peft", "faiss-cpu", "faiss-gpu", "numpy", "scikit-learn")
+PACKAGES = ("recbole-gmc", "recbole", "torch", "transformers", "peft", "faiss-cpu", "faiss-gpu", "numpy", "pandas")
 
 
 def versions() -> dict[str, str]:
@@ -25,6 +25,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def head(model: str, dataset: str, seed: int, table: TopKTable, result: Mapping[str, float]) -> dict[str, Any]:
+    """What every result.json begins with, whatever the model."""
+    return {
+        "model": model,
+        "dataset": dataset,
+        "seed": seed,
+        "domains": by_domain(result, table),
+        "average": average(result, table.items.domains),
+    }
 
 
 def by_domain(result: Mapping[str, float], table: TopKTable) -> dict[str, dict[str, Any]]:

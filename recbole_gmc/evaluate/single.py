@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import getLogger
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -15,13 +15,14 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import Dataset
-from recbole.evaluator import Collector
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from recbole.utils.case_study import full_sort_scores
 
 from recbole_gmc.data.rows import last_of_each
+from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.files import write_json
 from recbole_gmc.items import ItemIndex
 
 WIDTH = 20  # lists are as long as a default beam, so files of all models look alike
@@ -29,7 +30,7 @@ WIDTH = 20  # lists are as long as a default beam, so files of all models look a
 
 @dataclass(frozen=True)
 class DomainRun:
-    """One model on one domain: its test lists, RecBole's own test result, and what it took."""
+    """One model on one domain: its test lists, unrounded metrics, and what it took."""
 
     table: TopKTable
     result: Mapping[str, float]
@@ -46,7 +47,7 @@ def run_domain(
     config_dict: Mapping[str, Any],
     max_prefixes: int | None = None,
 ) -> DomainRun:
-    """Trains and tests a RecBole model by RecBole's own steps; ``max_prefixes`` keeps each user's last training rows."""
+    """Trains and tests by RecBole's own steps; ``max_prefixes`` keeps only the last training rows of each user."""
     config = Config(model, domain, list(config_file_list), dict(config_dict))
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
@@ -61,8 +62,9 @@ def run_domain(
     started = perf_counter()
     _, best_valid = trainer.fit(train, valid, show_progress=config["show_progress"])
     fitted = perf_counter()
-    result = trainer.evaluate(test, show_progress=config["show_progress"])
+    trainer.evaluate(test, show_progress=config["show_progress"])  # loads the best weights, and logs as RecBole does
     table = lists_of(network, test._dataset, test, domain)
+    result = ListEvaluator(config, trainer.eval_collector)(table, np.arange(1, len(table.items) + 1))
     seconds = {"train": fitted - started, "test": perf_counter() - fitted}
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return DomainRun(table, result, best_valid or {}, parameters, len(trainer.train_loss_dict), seconds)
@@ -106,13 +108,35 @@ def union(tables: Mapping[str, TopKTable]) -> TopKTable:
     parts = []
     for position, (domain, table) in enumerate(tables.items()):
         shift = items.rows(domain).start
-        moved = [np.where(rows >= 0, rows + shift, -1) for rows in (table.target, table.ranked)]
-        there = np.full(len(table), position)
-        parts.append(replace(table, items=items, domain=there, target=moved[0], ranked=moved[1]))
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("domain", "target", "ranked", "scores", "certified")}
+        target, ranked = (np.where(rows >= 0, rows + shift, -1) for rows in (table.target, table.ranked))
+        parts.append(replace(table, items=items, domain=np.full(len(table), position), target=target, ranked=ranked))
+    arrays = ("domain", "target", "ranked", "scores", "certified")
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
     return TopKTable(items=items, user=tuple(user for part in parts for user in part.user), **joined)
 
 
-def measure(table: TopKTable, config: Config) -> OrderedDict[str, float]:
-    """RecBole's metrics of lists; list metrics never read item ids, so rows stand in for them."""
-    return ListEvaluator(config, Collector(config))(table, np.arange(1, len(table.items) + 1))
+def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun], settings: Mapping[str, Any]) -> None:
+    """result.json and topk.tsv of one model run once a domain, and the table on the terminal."""
+    table = union({domain: run.table for domain, run in runs.items()})
+    result = {f"{domain}/{name}": run.result[name] for domain, run in runs.items() for name in _plain(run, domain)}
+    users = {domain: len(run.table) for domain, run in runs.items()}
+    for name in _plain(next(iter(runs.values())), next(iter(runs))):
+        result[name] = sum(users[d] * run.result[name] for d, run in runs.items()) / sum(users.values())
+    report = {
+        **results.head(model, dataset, settings["seed"], table, result),
+        "validation": {"metrics": {domain: dict(run.valid) for domain, run in runs.items()}},
+        "parameters": {"model": {domain: run.parameters for domain, run in runs.items()}, "adapter": 0},
+        "seconds": {f"{what}:{domain}": s for domain, run in runs.items() for what, s in run.seconds.items()},
+        "epochs": {domain: run.epochs for domain, run in runs.items()},
+        "hashes": results.hashes(table),
+        "versions": results.versions(),
+        "settings": dict(settings),
+    }
+    table.write(folder / "topk.tsv")
+    write_json(folder / "result.json", report)
+    getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
+    getLogger().info(f"Results are in {folder}")
+
+
+def _plain(run: DomainRun, domain: str) -> list[str]:
+    return [name for name in run.result if not name.startswith(f"{domain}/")]

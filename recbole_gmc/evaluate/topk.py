@@ -91,13 +91,13 @@ class TopKTable:
                     raise DataError("not a line of a top-k table", f"{path}:{number}", "Write the table again")
                 known = {MISSING: -1, **items.row_of[fields[0]]}
                 try:
-                    ranked = [-1 if score == "" else known[t] for t, score in zip(fields[4::2], fields[5::2])]
+                    ranked = [-1 if score == "" else known[t] for t, score in zip(fields[4::2], fields[5::2], strict=True)]
                     target = items.row_of[fields[0]].get(fields[2], -1)
                 except KeyError as error:
                     raise DataError(f"unknown item {error}", f"{path}:{number}", "Use the run's own items") from None
                 scores = [float(score) if score else -np.inf for score in fields[5::2]]
                 rows.append((items.domains.index(fields[0]), fields[1], target, ranked, scores))
-        domain, user, target, ranked, scores = zip(*rows) if rows else ((), (), (), (), ())
+        domain, user, target, ranked, scores = zip(*rows, strict=True) if rows else ((), (), (), (), ())
         return cls(
             items,
             np.array(domain, np.int64),

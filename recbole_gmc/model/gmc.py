@@ -25,8 +25,8 @@ from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 class GMC(SequentialRecommender):
     """One T5 over the semantic IDs of all domains, with one LoRA adapter a domain (paper section 4).
 
-    RecBole builds the model before any tokenizer exists and calls ``predict`` on it to count FLOPs, so every item starts
-    with a placeholder code; ``set_semantic_ids`` gives the real ones.
+    RecBole builds the model before any tokenizer exists and calls ``predict`` on it to count FLOPs, so every item
+    starts with a placeholder code; ``set_semantic_ids`` gives the real ones.
     """
 
     def __init__(self, config: Config, dataset: GMCDataset) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint folder: safetensors weights, one peft folder a domain, JSON; whole or not at all, nothing unpickled."""
+"""The checkpoint folder: safetensors weights, one peft folder a domain, JSON; whole or not at all, no pickle."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError("the manifest is damaged", str(self.folder / MANIFEST), RETRY) from error
         if known != FORMAT:
-            raise CheckpointError(f"format {known!r} is not {FORMAT}", str(self.folder), "Use the version that wrote it")
+            mend = "Use the version that wrote it"
+            raise CheckpointError(f"format {known!r} is not {FORMAT}", str(self.folder), mend)
         for name, digest in files.items():
             path = self.folder / name
             if ".." in Path(name).parts or Path(name).is_absolute():

@@ -21,8 +21,8 @@ def seconds_left(trainer: GMCTrainer, stages: list[tuple[Stage, int, int]], rows
     """Seconds for the stages, each with its training rows and validation users.
 
     Returns:
-        Seconds of the first epoch with its validation, and of everything if no stage stops early. No weight and no random
-        state changes.
+        Seconds of the first epoch with its validation, and of everything if no stage stops early. No weight and no
+        random state changes.
     """
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
         sample = rows.select(torch.randperm(len(rows))[:PROBE_ROWS].to(rows.target.device))

@@ -86,14 +86,9 @@ def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, fl
 
 def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> dict[str, Any]:
     config, model, record = trainer.config, trainer.model, trainer.record
-    names = model.items.domains
     adapters = model.adapters
     return {
-        "model": config["model"],
-        "dataset": config["dataset"],
-        "seed": config["seed"],
-        "domains": results.by_domain(result, table),
-        "average": results.average(result, names),
+        **results.head(config["model"], config["dataset"], config["seed"], table, result),
         "validation": {"score": trainer.best_valid_score, "metrics": dict(trainer.best_valid_result or {})},
         "certified": results.certified(table),
         "parameters": {

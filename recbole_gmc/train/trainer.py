@@ -1,4 +1,4 @@
-"""All stages of GMC inside one ``fit`` of a RecBole Trainer: semantic IDs, unified recommender, one adapter a domain."""
+"""GMC inside one ``fit`` of a RecBole Trainer: semantic IDs, unified recommender, one adapter a domain."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ Result = dict[str, float]
 class GMCTrainer(Trainer):
     """RecBole's Trainer with its ``fit`` loop run once a stage.
 
-    Epochs, validation, early stopping, log lines and TensorBoard are RecBole's. What differs is the unit of work: rows of
-    item sequences that stay on the device, an i.i.d. batch cut into chunks of similar length, and evaluation from lists.
+    Epochs, validation, early stopping, log lines and TensorBoard are RecBole's. What differs is the unit of work: rows
+    of item sequences that stay on the device, an i.i.d. batch cut into chunks of similar length, and evaluation from
+    lists.
     """
 
     model: GMC
@@ -75,6 +76,8 @@ class GMCTrainer(Trainer):
             Validation score and result over all users, after the adapters.
         """
         self._valid_data, self._saved = valid_data, saved
+        if self.config["resume"]:
+            self.resume_checkpoint(self.config["resume"])
         dataset = train_data._dataset
         self.eval_collector.data_collect(train_data)
         train = SequenceRows.of(dataset)
@@ -87,6 +90,8 @@ class GMCTrainer(Trainer):
         self._log_estimate(train, watched)
         if self._pending is not None:
             state.put_random(self._pending, self)
+        elif saved:
+            self._write()  # from here on the run can be resumed
         loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
         self._run(Stage.unified(self.config, self.settings), train, watched, loop)
         if self.lora.enabled and self.lora.epochs:
@@ -135,7 +140,8 @@ class GMCTrainer(Trainer):
         if stage.name in self.record.done:
             return
         started = perf_counter()
-        self.logger.info(set_color("Stage", "pink") + f" {stage.name}: {len(train):,} rows, {stage.epochs} epochs at most")
+        title = set_color("Stage", "pink") + f" {stage.name}"
+        self.logger.info(f"{title}: {len(train):,} rows, {stage.epochs} epochs at most")
         self._enter(stage, len(train))
         identity = self.model.adapters.identity(stage.domain) if stage.domain else None
         if identity and watched is not None and self.start_epoch == 0:  # the adapter as it starts is a candidate
@@ -215,7 +221,7 @@ class GMCTrainer(Trainer):
         return mean
 
     def backward(self, rows: SequenceRows) -> Tensor:
-        """Gradient of the mean loss of an i.i.d. batch. Chunks of similar length save padding and change nothing else."""
+        """Gradient of the mean loss of an i.i.d. batch; chunks of like length save padding and change nothing else."""
         total = torch.zeros((), device=self.device)
         for part in length_chunks(rows.length, self.settings.chunk_tokens, self.model.vocabulary.levels):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
@@ -257,7 +263,7 @@ class GMCTrainer(Trainer):
             self.model.t5.load_state_dict(weights)
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """RecBole calls this at an improvement. The folder is written once an epoch instead, when all of it is known."""
+        """RecBole calls this at an improvement; the folder is written once an epoch, when all of it is known."""
 
     def _write(self, next_epoch: int = 0) -> None:
         """The best weights so far as the model, the latest ones as the place to go on from."""
@@ -342,7 +348,8 @@ class GMCTrainer(Trainer):
         plan = [entry for entry in plan if entry[0].name not in self.record.done]
         if plan:
             first, total = estimate.seconds_left(self, plan, train)
+            machine = f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}, {torch.get_num_threads()} threads"
             self.logger.info(
-                set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its validation, "
-                f"at most {estimate.told(total)} in all ({'bf16' if self.bf16 else 'fp32'}, {torch.get_num_threads()} threads)"
+                set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its "
+                f"validation, at most {estimate.told(total)} in all ({machine})"
             )
