@@ -35,6 +35,8 @@ def load_internal_config_dict(inner: Callable, config: Any, model: str, model_cl
     settings = lookup.dataset_settings(dataset, known)
     keys.refuse_unknown(settings)
     config.internal_config_dict.update(settings)
+    if settings.get("embedded_data"):  # where that lies is not the user's choice
+        given["data_path"] = settings["data_path"]
     return None
 
 
@@ -90,17 +92,22 @@ def get_model(inner: Callable, name: str) -> type:
     try:
         found = inner(name)
     except (ValueError, ImportError, AttributeError, TypeError) as error:
-        ours, theirs = tuple(registry.entries()), registry.recbole_names()
-        if name in ours or name in theirs:
-            raise
+        refuse_unknown_model(name, error)
+        raise
+    if found.__module__ in compat.PRETRAINED_READERS:
+        compat.let_module_read_checkpoints(sys.modules[found.__module__])
+    return found
+
+
+def refuse_unknown_model(name: Any, cause: Exception | None = None) -> None:
+    """Raises ``SettingError`` with all names, unless ``name`` is one of them."""
+    ours, theirs = tuple(registry.entries()), registry.recbole_names()
+    if name not in ours + theirs:
         raise SettingError(
             f"{name!r} is no model{keys.nearest(str(name), ours + theirs)}",
             where="model",
             mend=f"Of recbole_gmc: {', '.join(ours)}. Of RecBole: {', '.join(theirs)}",
-        ) from error
-    if found.__module__ in compat.PRETRAINED_READERS:
-        compat.let_module_read_checkpoints(sys.modules[found.__module__])
-    return found
+        ) from cause
 
 
 def create_dataset(inner: Callable, config: Any) -> Any:

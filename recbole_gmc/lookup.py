@@ -85,7 +85,7 @@ def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             )
         return {}
     settings = read_yaml(file)
-    embedded = settings.pop("embedded_data", None)
+    embedded = settings.get("embedded_data")
     if embedded is not None:
         from recbole_gmc.data.quick_start import prepare
 

@@ -1,0 +1,132 @@
+"""The command line: what it runs, what it prints, and how it refuses."""
+
+import sys
+
+import pytest
+from toy_model import write_domain
+
+from recbole_gmc import cli, lookup, quick, quick_start, registry
+from recbole_gmc.errors import RunError
+from recbole_gmc.files import read_json
+
+RUN = ["--data_path=data", "--show_progress=False", "--topk=3", "--valid_metric=NDCG@3"]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["recbole-gmc", "--not=ours"])
+    write_domain(tmp_path / "data/A")
+    write_domain(tmp_path / "data/B", users=9, items=5)
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the command line hands to ``quick``."""
+    seen = []
+    monkeypatch.setattr(quick, "run", lambda *args, **kwargs: seen.append((*args, kwargs)))
+    monkeypatch.setattr(quick, "resume", lambda folder: seen.append(folder))
+    monkeypatch.setattr(quick_start, "quick_start", lambda flags: seen.append(flags))
+    return seen
+
+
+def test_without_arguments_it_is_the_quick_start(calls):
+    assert cli.main([]) == 0 and cli.main(["--seed=7"]) == 0
+    assert calls == [{}, {"seed": "7"}]
+
+
+def test_flags_become_settings(calls):
+    arguments = ["-m", "GMC", "--dataset", "d", "--config_files=a.yaml b.yaml", "--text_encoder=a=b", "--nproc=2"]
+    assert cli.main(arguments) == 0 and cli.main(["--resume=runs/x"]) == 0
+    assert calls == [("GMC", "d", ["a.yaml", "b.yaml"], {"text_encoder": "a=b"}, {"nproc": 2}), "runs/x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lerning_rate=1"], "lerning_rate: unknown setting (nearest: 'learning_rate')"),
+        (["modles"], "unknown command 'modles' (nearest: 'models')"),
+        (["models", "x"], "models: takes no arguments"),
+        (["--epochs"], "--epochs: has no value"),
+        (["--epochs=1", "--epochs=2"], "--epochs: given twice"),
+        (["-x"], "'-x' is not a setting"),
+        (["--model=GMC", "x"], "'x' is not a setting"),
+        (["--resume=r", "--epochs=1"], "--resume: goes on with the run's own settings, not with --epochs"),
+        (["--model=GMC", "--dataset=A", "--nproc=two"], "--nproc: 'two' is not a whole number"),
+        (["--model=GMC"], "dataset: no dataset is named. Give --dataset=<name>"),
+        (["--dataset=A"], "model: no model is named. Give --model=<name>"),
+        (["--model=GMCC", "--dataset=A"], "model: 'GMCC' is no model (nearest: 'GMC')"),
+        (["--model=GMC", "--dataset=C", "--data_path=data"], "no property file data/C.yaml"),
+        (["--model=GMC", "--dataset=../A"], "dataset '../A' cannot be a folder name"),
+        (["--model=GMC", "--dataset=A", "--domains=A,../B"], "domain '../B' cannot be a folder name"),
+        (["--model=SASRec", "--dataset=A", "--domains=A,../B"], "domain '../B' cannot be a folder name"),
+        (["--model=GMC", "--dataset=A", *RUN, "--beam_size=2"], "topk: 3 is above beam_size 2"),
+        (["--model=GMC", "--dataset=A", *RUN, '--epochs=open("f","w")'], "is not of type int"),
+        (["--config_files=no.yaml"], "no file 'no.yaml'"),
+    ],
+)
+def test_bad_use_is_one_line_and_status_2(alone, capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert sorted(path.name for path in alone.iterdir()) == ["data"], "nothing is written"
+
+
+def test_a_failed_run_is_status_1(monkeypatch, capsys):
+    def fail(error):
+        def run(*args, **kwargs):
+            raise error
+
+        return run
+
+    monkeypatch.setattr(quick_start, "quick_start", fail(RunError("loss is NaN", "epoch 3", "Lower the learning rate")))
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == "recbole-gmc: epoch 3: loss is NaN. Lower the learning rate\n"
+    monkeypatch.setattr(quick_start, "quick_start", fail(ZeroDivisionError("bug")))
+    assert cli.main([]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_version_and_models(capsys):
+    for arguments in (["--help"], ["-h"], ["--model=GMC", "--help"], ["models", "--help"], ["models", "-h"]):
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out.startswith("usage: recbole-gmc")
+    assert cli.main(["--version"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("recbole_gmc ", "recbole 1.2.1", "torch ", "numpy ", "python "))
+    assert cli.main(["models"]) == 0
+    printed = capsys.readouterr().out
+    assert str(registry.entry("GMC").properties) in printed and "SASRec" in printed
+
+
+def test_a_model_of_recbole_runs_once_a_domain(alone):
+    (alone / "data/both.yaml").write_text("domains: [A, B]\n")
+    flags = ["data_path", "show_progress", "topk", "valid_metric"]
+    given = dict(zip(flags, ["data", "False", "3", "NDCG@3"], strict=True))
+    runs = quick.run("Pop", "both", [], dict(given, run_dir="run"))
+    assert list(runs) == ["A", "B"] and sys.argv == ["recbole-gmc", "--not=ours"]
+    assert [len(run.table) for run in runs.values()] == [12, 9]
+    assert set(runs["A"].result) >= {f"{metric}@3" for metric in ("recall", "ndcg", "mrr", "hit", "precision")}
+    report = read_json(alone / "run/result.json")
+    assert report["domains"]["B"]["users"] == 9 and report["seed"] == 2020
+    assert sorted(path.name for path in alone.iterdir()) == ["data", "run"]
+    assert len((alone / "run/topk.tsv").read_text().splitlines()) == 1 + 12 + 9
+    assert list(quick.run("Pop", "A", [], given)) == ["A"], "a folder is one domain"
+
+
+def test_the_command_line_goes_through_to_recbole(alone):
+    arguments = ["--model=SASRec", "--dataset=x", "--domains=A,B", *RUN, "--epochs=1", "--hidden_size=8"]
+    assert cli.main(arguments) == 0
+    (log,) = alone.glob("runs/SASRec-x-*/run.log")
+    text = log.read_text()
+    assert "SASRec on A" in text and "SASRec on B" in text
+    assert "'order': 'TO'" in text and "epoch 0 training" in text
+
+
+def test_protocols_are_those_of_the_benchmark():
+    for model in ("SASRec", "Pop"):
+        settings = {**quick.base_protocol(), **quick.protocol_of(model)}
+        assert settings["eval_args"]["split"] == {"LS": "valid_and_test"} and settings["topk"] == [5, 10]
+    assert quick.protocol_of("BPR") is None
+    assert lookup.packaged("properties/../setup.cfg") is None and lookup.packaged("properties/benchmark") is None
