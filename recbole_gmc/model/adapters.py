@@ -71,6 +71,7 @@ class DomainAdapters:
         for adapter in list(self._adapter.values())[1:]:
             self.model.add_adapter(adapter, self._config)
         Dropout.put_into(self.model)
+        self.model.train(t5.training)  # peft's new layers start in training mode
         self.activate(None)
 
     @property
