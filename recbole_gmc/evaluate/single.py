@@ -89,8 +89,9 @@ def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str)
     for part in users.split(1024):
         dense = full_sort_scores(part.numpy(), network, test, device).cpu()[:, item_of_row]
         best = dense.sort(dim=1, descending=True, stable=True)
-        ranked.append(best.indices[:, :WIDTH].numpy())
-        scores.append(best.values[:, :WIDTH].numpy())
+        short = (0, max(0, WIDTH - dense.shape[1]))  # a catalogue below WIDTH ends in -1 with no score
+        ranked.append(torch.nn.functional.pad(best.indices[:, :WIDTH], short, value=-1).numpy())
+        scores.append(torch.nn.functional.pad(best.values[:, :WIDTH], short, value=-torch.inf).numpy())
     return TopKTable(
         items=items,
         domain=np.zeros(len(users), np.int64),
