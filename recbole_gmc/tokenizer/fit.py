@@ -16,11 +16,11 @@ from tqdm import tqdm
 from recbole_gmc.errors import RunError, TokenizerError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import TokenizerSettings
-from recbole_gmc.tokenizer.kmeans import fit_codebook
+from recbole_gmc.tokenizer.codebooks import restart_dead_codes, start_codebooks
 from recbole_gmc.tokenizer.learned import Learned
 from recbole_gmc.tokenizer.losses import domain_contrastive_loss, quantization_loss, reconstruction_loss
 from recbole_gmc.tokenizer.quality import codes_used, collision_rates, weighted
-from recbole_gmc.tokenizer.rqvae import RQVAE, squared_distances
+from recbole_gmc.tokenizer.rqvae import RQVAE
 
 COLLAPSED = 0.25  # a level that uses a smaller share of the codes it could use has collapsed
 NEGLIGIBLE = 1e-3  # a residual with a smaller share of the latents' variance has nothing left to code
@@ -111,7 +111,7 @@ class _Training:
             self._epoch(quantize=False)
             bar.update()
         if settings.kmeans_init:
-            self._start_codebooks()
+            start_codebooks(self.model.quantizer.codebooks, self._encode(), self.seed)
         for epoch in range(1, settings.epochs + 1):
             self._set_learning_rate(self._rate(epoch))
             begun = time.perf_counter()
@@ -120,7 +120,7 @@ class _Training:
                 self._say_estimate(time.perf_counter() - begun)
             bar.update()
             if epoch % settings.eval_step and epoch != settings.epochs:
-                self._restart_dead_codes()
+                self._restart()
                 continue
             now = self._evaluate()
             entry = {"epoch": epoch, **losses, "reconstruction": now.reconstruction}
@@ -138,7 +138,7 @@ class _Training:
             if settings.stopping_step and waited >= settings.stopping_step:
                 logger.info("Tokenizer: stopped at epoch %d, best epoch %d", epoch, best_epoch)
                 break
-            self._restart_dead_codes()
+            self._restart()
         bar.close()
         self.model.load_state_dict(state)
         self._refuse_collapse(best)
@@ -206,35 +206,10 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    # -- codebooks -----------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _start_codebooks(self) -> None:
-        """k-means on what each level has to code, once the encoder has learned something."""
-        residual = self._encode()
-        scale = float(residual.std())
-        for level in range(self.settings.levels):
-            points = residual.numpy()
-            codebook = fit_codebook(points, self.settings.codebook_size, self.seed + level, scale)
-            self.model.quantizer.codebooks[level].copy_(torch.from_numpy(codebook))
-            residual = residual - _chosen(residual, torch.from_numpy(codebook))[1]
-
-    @torch.no_grad()
-    def _restart_dead_codes(self) -> None:
-        """Puts every code that no item chose in the last epoch onto the current residual of a random item."""
-        if not self.settings.restart_dead or bool(self.used.all()):
-            return
-        codebooks = self.model.quantizer.codebooks
-        residual = self._encode()
-        state = self.optimizer.state.get(codebooks, {})
-        for level in range(self.settings.levels):
-            dead = (~self.used[level]).nonzero()[:, 0]
-            picked = torch.randint(len(residual), (len(dead),), generator=self.random)
-            codebooks[level, dead] = residual[picked].to(self.device)
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name in state:
-                    state[name][level, dead] = 0
-            residual = residual - _chosen(residual, codebooks[level].cpu())[1]
+    def _restart(self) -> None:
+        if self.settings.restart_dead and not bool(self.used.all()):
+            codebooks = self.model.quantizer.codebooks
+            restart_dead_codes(codebooks, self.used, self._encode(), self.random, self.optimizer)
 
     @torch.no_grad()
     def _encode(self) -> Tensor:
@@ -290,12 +265,6 @@ class _Training:
             seconds * epochs / 60,
             " (stops earlier without improvement)" if self.settings.stopping_step else "",
         )
-
-
-def _chosen(residual: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    blocks = residual.split(8192)
-    codes = torch.cat([squared_distances(block, codebook).argmin(dim=1) for block in blocks])
-    return codes, codebook[codes]
 
 
 def _moments(vectors: np.ndarray) -> tuple[np.ndarray, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import WARNING, getLogger
 from types import ModuleType
 
 import numpy as np
@@ -15,6 +16,7 @@ def require_faiss() -> ModuleType:
     Raises:
         DependencyError: neither faiss package is installed.
     """
+    getLogger("faiss.loader").setLevel(WARNING)  # it tells at level INFO which builds it does not find
     try:
         import faiss
     except ImportError as error:

@@ -19,7 +19,7 @@ def quantization_loss(residuals: Tensor, chosen: Tensor, beta: float, reduction:
     """Equation 5: ``sum_l ||sg(r_{l-1}) - e^l||^2 + beta ||r_{l-1} - sg(e^l)||^2``, averaged over the batch.
 
     The paper prints ``r_l``; meant is the residual that enters level l, since ``r_l = r_{l-1} - e^l`` would compare the
-    remainder with the code. The first term draws the codes to the residuals, the second commits the encoder to the codes.
+    remainder with the code. The first term draws the codes to the residuals, the second commits the encoder to them.
 
     Args:
         residuals: [L, B, d], the input residual of every level.
@@ -36,8 +36,8 @@ def domain_contrastive_loss(quantized: Tensor, domains: Tensor) -> Tensor:
     """Equation 6: draws the quantised vectors of one domain together and those of other domains apart.
 
     ``-(1/B) sum_i log( sum_{j: t_j = t_i} exp(<zhat_i, zhat_j>) / sum_j exp(<zhat_i, zhat_j>) )``. Item i itself is in
-    both sums; no temperature, no normalisation. In float32 and by logsumexp, since raw products overflow exp. A batch of
-    one domain gives exactly 0.
+    both sums; no temperature, no normalisation. In float32 and by logsumexp, since raw products overflow exp. A batch
+    of one domain gives exactly 0.
 
     Args:
         quantized: [B, d], the straight-through zhat.

@@ -14,8 +14,14 @@ SINKHORN_ITERATIONS = 50
 
 @dataclass(frozen=True)
 class Quantized:
-    """``codes`` int64 [B, L]; ``residuals`` and ``chosen`` [L, B, d]: what enters each level and the code's vector there;
-    ``vectors`` [B, d]: zhat, through which a gradient passes to the encoder unchanged."""
+    """A batch of latents and its codes.
+
+    Attributes:
+        codes: int64 [B, L].
+        residuals: [L, B, d], what enters each level.
+        chosen: [L, B, d], the codebook vector taken there.
+        vectors: [B, d], zhat; a gradient passes through it to the encoder unchanged.
+    """
 
     codes: Tensor
     residuals: Tensor
@@ -87,9 +93,8 @@ def balanced_assignment(distances: Tensor) -> Tensor:
 class RQVAE(nn.Module):
     """Encoder D -> hidden -> d, residual quantiser, mirrored decoder (eq. 1).
 
-    With ``rank`` the encoder's last matrix is a product [d, rank] x [rank, hidden], so latents fill only ``rank`` of the
-    d dimensions. L codes hold L log2(N) bits; spread over all d dimensions they cannot tell similar items apart: on
-    Scientific 9.0% of the items collide with d = 32 full, 1.1% at rank 8, before the repair.
+    With ``rank`` the encoder's last matrix is a product [d, rank] x [rank, hidden], so latents fill only ``rank`` of
+    the d dimensions. L codes hold L log2(N) bits; spread over all d dimensions these cannot tell similar items apart.
     """
 
     def __init__(
