@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from recbole_gmc.model.seq2seq import output_scale
+
 
 @dataclass
 class Memory:
@@ -57,9 +59,8 @@ class DecoderNetwork:
         cross = [weights[f"decoder.block.{i}.layer.1.EncDecAttention.{n}.weight"] * norm
                  for i in range(config.num_decoder_layers) for n in "kv"]  # fmt: skip
         self.cross = torch.cat(cross)
-        scaled = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
-        scale = config.d_model**-0.5 if scaled else 1.0
-        self.head = weights.get("lm_head.weight", self.embedding) * weights["decoder.final_layer_norm.weight"] * scale
+        head = weights.get("lm_head.weight", self.embedding)
+        self.head = head * weights["decoder.final_layer_norm.weight"] * output_scale(config)
 
     def _block(self, weights: Mapping[str, torch.Tensor], name: str, decoder: bool) -> dict[str, torch.Tensor]:
         attention, norm = f"{name}layer.0.SelfAttention.", weights[f"{name}layer.0.layer_norm.weight"]
