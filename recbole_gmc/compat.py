@@ -10,7 +10,8 @@ import csv
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -193,6 +194,20 @@ def keep_tokens_as_written() -> None:
 
 def _skip_mark(encoding: str | None) -> str:
     return "utf-8-sig" if encoding is None or encoding.lower() in ("utf-8", "utf8") else encoding
+
+
+@contextmanager
+def anomaly_detection_as_it_is() -> Iterator[None]:
+    """RecBole's module of SINE switches autograd's anomaly detection on for the whole process when it is imported, which
+    every look-up of a model does: each operation then keeps a formatted stack trace.
+    """
+    import torch
+
+    before = torch.is_anomaly_enabled()
+    try:
+        yield
+    finally:
+        torch.autograd.set_detect_anomaly(before)
 
 
 def restore_dok_update() -> None:
