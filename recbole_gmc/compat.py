@@ -198,8 +198,9 @@ def _skip_mark(encoding: str | None) -> str:
 
 @contextmanager
 def anomaly_detection_as_it_is() -> Iterator[None]:
-    """RecBole's module of SINE switches autograd's anomaly detection on for the whole process when it is imported, which
-    every look-up of a model does: each operation then keeps a formatted stack trace.
+    """RecBole's module of SINE switches autograd's anomaly detection on for the whole process when it is imported.
+
+    Every look-up of a model imports it; from then on each operation of a training step keeps a formatted stack trace.
     """
     import torch
 
