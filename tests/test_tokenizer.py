@@ -96,10 +96,11 @@ def test_same_seed_same_ids_and_the_callers_random_state_stays(kind):
 
 def test_domain_loss_separates_the_domains_at_the_first_level():
     data = embeddings()
-    purity = [
-        learn(data, replace(SMALL, domain_weight=weight, epochs=40)).quality["domain_purity"] for weight in (0.0, 1.0)
-    ]
-    assert purity[1][0] > 0.97 and purity[1][0] >= purity[0][0] and purity[1][0] > purity[1][2]
+    settings = replace(SMALL, epochs=40, learning_rate=3e-3)
+    without, with_loss = (
+        learn(data, replace(settings, domain_weight=weight)).quality["domain_purity"] for weight in (0.0, 1.0)
+    )
+    assert with_loss[0] > 0.85 > without[0] + 0.1 and with_loss[0] > with_loss[2]
 
 
 @pytest.mark.parametrize(
