@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from recbole_gmc import __version__, keys, lookup, quick, quick_start, registry
+from recbole_gmc import __version__, keys, lookup, quick, registry
 from recbole_gmc.errors import GMCError, SettingError
 
 PROGRAM = "recbole-gmc"

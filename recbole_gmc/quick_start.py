@@ -59,7 +59,17 @@ def _popularity(data: GMCDataset, train: Any, test: Any, settings: Mapping[str, 
 
 def _for_sasrec(settings: Mapping[str, Any], changed: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """SASRec keeps its own protocol; only a change of ``epochs`` reaches it, too."""
-    shared = ("seed", "max_prefixes", "data_path", "cache_dir", "show_progress", "domains", "gpu_id", "use_gpu", "state")
+    shared = (
+        "seed",
+        "max_prefixes",
+        "data_path",
+        "cache_dir",
+        "show_progress",
+        "domains",
+        "gpu_id",
+        "use_gpu",
+        "state",
+    )
     limits = {"epochs": changed["epochs"]} if "epochs" in changed else {}
     return {k: settings[k] for k in shared if k in settings} | limits | {"run_dir": str(folder / "SASRec")}
 

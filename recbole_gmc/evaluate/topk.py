@@ -91,7 +91,9 @@ class TopKTable:
                     raise DataError("not a line of a top-k table", f"{path}:{number}", "Write the table again")
                 known = {MISSING: -1, **items.row_of[fields[0]]}
                 try:
-                    ranked = [-1 if score == "" else known[t] for t, score in zip(fields[4::2], fields[5::2], strict=True)]
+                    ranked = [
+                        -1 if score == "" else known[t] for t, score in zip(fields[4::2], fields[5::2], strict=True)
+                    ]
                     target = items.row_of[fields[0]].get(fields[2], -1)
                 except KeyError as error:
                     raise DataError(f"unknown item {error}", f"{path}:{number}", "Use the run's own items") from None

@@ -9,15 +9,16 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_gmc.errors import CheckpointError
-from recbole_gmc.files import hash_file, new_folder, read_json, recover, write_json
+from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, write_json
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+NEEDED = ("config.json", "model.safetensors", "progress.json", "progress.safetensors", "semantic_ids/manifest.json")
 RETRY = "Take the checkpoint of another run, or train again"
 
 
@@ -39,6 +40,7 @@ def save(
     progress: Progress,
 ) -> None:
     """Writes the folder beside its place and moves it there; the one before stays whole until then."""
+    recover(folder)
     with new_folder(folder) as work:
         write_json(work / "config.json", dict(config))
         ids.save(work / "semantic_ids")
@@ -58,32 +60,39 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Checkpoint:
     """A checkpoint folder whose every file was found to be as it was written.
 
+    Reading changes nothing on disk, as a run may be writing there; the leftovers of a killed one go at the next ``save``.
+
+    Args:
+        folder: a run folder or its checkpoint folder.
+
     Raises:
         CheckpointError: missing, of another format, or damaged (the file is named).
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if self.folder.name != "checkpoint" and (self.folder / "checkpoint").is_dir():
+        if self.folder.name != "checkpoint" and standing(self.folder / "checkpoint").is_dir():
             self.folder = self.folder / "checkpoint"  # a run folder was given
-        recover(self.folder)
-        if not (self.folder / MANIFEST).is_file():
+        self._place = standing(self.folder)
+        if not (self._place / MANIFEST).is_file():
             raise CheckpointError("no checkpoint here", str(folder), "Give a run folder or its checkpoint folder")
         self._verify()
-        self.config: dict[str, Any] = read_json(self.folder / "config.json")
-        self.ids = SemanticIds.load(self.folder / "semantic_ids")
+        self.config: dict[str, Any] = self._json("config.json")
+        self.ids = SemanticIds.load(self._place / "semantic_ids")
 
     def _verify(self) -> None:
         try:
-            manifest = read_json(self.folder / MANIFEST)
+            manifest = read_json(self._place / MANIFEST)
             known, files = manifest["format"], dict(manifest["files"])
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError("the manifest is damaged", str(self.folder / MANIFEST), RETRY) from error
+            raise CheckpointError("the manifest is damaged", str(self._place / MANIFEST), RETRY) from error
         if known != FORMAT:
             mend = "Use the version that wrote it"
             raise CheckpointError(f"format {known!r} is not {FORMAT}", str(self.folder), mend)
+        if lacking := [name for name in NEEDED if name not in files]:
+            raise CheckpointError(f"the manifest does not name {lacking[0]}", str(self._place / MANIFEST), RETRY)
         for name, digest in files.items():
-            path = self.folder / name
+            path = self._place / name
             if ".." in Path(name).parts or Path(name).is_absolute():
                 raise CheckpointError(f"the manifest names a file outside: {name!r}", str(self.folder), RETRY)
             if not path.is_file():
@@ -94,16 +103,30 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         return self._tensors("model.safetensors")
 
+    def load_into(self, t5: nn.Module) -> None:
+        """Puts the weights into a plain T5; raises CheckpointError where names or shapes differ."""
+        try:
+            t5.load_state_dict(self.weights())
+        except RuntimeError as error:
+            what = "the weights do not fit the network: " + " ".join(str(error).split())
+            raise CheckpointError(what[:300], str(self._place / "model.safetensors"), RETRY) from error
+
     @property
     def adapters(self) -> Path | None:
-        folder = self.folder / "adapters"
+        folder = self._place / "adapters"
         return folder if folder.is_dir() else None
 
     def progress(self) -> Progress:
-        return Progress(read_json(self.folder / "progress.json"), self._tensors("progress.safetensors"))
+        return Progress(self._json("progress.json"), self._tensors("progress.safetensors"))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(read_json(self._place / name))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"not a JSON object ({error})", str(self._place / name), RETRY) from error
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         try:
-            return load_file(self.folder / name)
+            return load_file(self._place / name)
         except SafetensorError as error:
-            raise CheckpointError(f"not a safetensors file ({error})", str(self.folder / name), RETRY) from error
+            raise CheckpointError(f"not a safetensors file ({error})", str(self._place / name), RETRY) from error

@@ -97,6 +97,7 @@ def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) 
         },
         "tokenizer": record.tokenizer,
         "seconds": record.seconds,
+        "reused": record.reused,
         "epochs": {stage: sum(e["stage"] == stage and "loss" in e for e in record.curve) for stage in record.done},
         "curve": record.curve,
         "precision": "bf16" if trainer.bf16 else "fp32",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ class RunRecord:
     """
 
     done: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     tokenizer: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class RunRecord:
 
 def take(trainer: GMCTrainer, next_epoch: int, latest: dict[str, Tensor]) -> Progress:
     """The state at the end of an epoch or, with no stage under way, between stages."""
-    facts: dict[str, Any] = {"record": trainer.record.facts(), "stage": None, "random": _random_facts()}
+    facts: dict[str, Any] = {"record": trainer.record.facts(), "stage": None}
     tensors = {"random.torch": torch.get_rng_state(), "random.shuffle": trainer.shuffle.get_state()}
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
@@ -62,22 +62,18 @@ def take(trainer: GMCTrainer, next_epoch: int, latest: dict[str, Tensor]) -> Pro
     return Progress(facts, tensors)
 
 
-def put_random(progress: Progress, trainer: GMCTrainer) -> None:
-    """Every source of chance goes on where it stood."""
+def _put_random(progress: Progress, trainer: GMCTrainer) -> None:
+    """Shuffling and dropout go on where they stood; nothing else in training draws at random."""
     torch.set_rng_state(progress.tensors["random.torch"])
     trainer.shuffle.set_state(progress.tensors["random.shuffle"])
     if "random.cuda" in progress.tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(progress.tensors["random.cuda"])
-    facts = progress.facts["random"]
-    version, internal, gauss = facts["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = facts["numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, cached))
 
 
 def put_stage(progress: Progress, trainer: GMCTrainer) -> None:
     """Counters, optimiser and latest weights of the stage that was under way; the loaded weights are its best."""
     facts = progress.facts
+    _put_random(progress, trainer)
     trainer.start_epoch, trainer.cur_step = facts["next_epoch"], facts["cur_step"]
     trainer.best_valid_result = facts["best_valid_result"]
     if facts["best_valid_score"] is not None:
@@ -98,12 +94,3 @@ def put_stage(progress: Progress, trainer: GMCTrainer) -> None:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _random_facts() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(cached)],
-    }

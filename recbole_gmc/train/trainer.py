@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.trainer import Trainer
 from recbole.utils import calculate_valid_score, dict2str, set_color
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -19,22 +17,19 @@ from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
-from recbole_gmc.evaluate.collector import ListEvaluator
-from recbole_gmc.evaluate.ranking import rank_rows
-from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.files import hash_of
 from recbole_gmc.model.gmc import GMC
 from recbole_gmc.model.seq2seq import length_chunks
-from recbole_gmc.settings import LoraSettings, TrainSettings, read
-from recbole_gmc.train import estimate, run_files, state
+from recbole_gmc.settings import LoraSettings, read
+from recbole_gmc.train import estimate, run_files, state, unified_cache
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
 from recbole_gmc.train.precision import use_bf16
 from recbole_gmc.train.prepare import semantic_ids
+from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
 
-Result = dict[str, float]
 
-
-class GMCTrainer(Trainer):
+class GMCTrainer(RankingTrainer):
     """RecBole's Trainer with its ``fit`` loop run once a stage.
 
     Epochs, validation, early stopping, log lines and TensorBoard are RecBole's. What differs is the unit of work: rows
@@ -42,21 +37,14 @@ class GMCTrainer(Trainer):
     lists.
     """
 
-    model: GMC
-
     def __init__(self, config: Config, model: GMC) -> None:
         super().__init__(config, model)
-        self.settings = read(TrainSettings, config)
         self.lora = read(LoraSettings, config)
         self.bf16 = use_bf16(self.settings.precision, self.device, bool(self.enable_amp))
-        self.lists = ListEvaluator(config, self.eval_collector)
-        self.saved_model_file = str(run_files.checkpoint_folder(config))
-        self.record = state.RunRecord()
         self.shuffle = torch.Generator().manual_seed(config["seed"])
         self.stage: Stage | None = None
         self.best: dict[str, Tensor] = {}
         self._pending: Progress | None = None  # of a resumed checkpoint, until its stage is entered
-        self._valid_data: Any = None
         self._saved = False
 
     # ---- the stages ----------------------------------------------------------------------------------------------
@@ -88,17 +76,16 @@ class GMCTrainer(Trainer):
         watched = self._watched(valid)
         self._set_ids(dataset, show_progress)
         self._log_estimate(train, watched)
-        if self._pending is not None:
-            state.put_random(self._pending, self)
-        elif saved:
+        if saved and self._pending is None:
             self._write()  # from here on the run can be resumed
         loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
-        self._run(Stage.unified(self.config, self.settings), train, watched, loop)
+        self._fit_unified(train, watched, loop)
         if self.lora.enabled and self.lora.epochs:
             self._fit_adapters(train, valid, watched, loop)
         if valid is not None:
-            self.best_valid_result = self._rounded(self._measure(valid, show_progress))
-            self.best_valid_score = calculate_valid_score(self.best_valid_result, self.valid_metric)
+            result = self._measure(valid, show_progress)
+            self.best_valid_score = calculate_valid_score(result, self.valid_metric)
+            self.best_valid_result = self._rounded(result)
             if verbose:
                 self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.best_valid_result))
         if saved:
@@ -115,9 +102,22 @@ class GMCTrainer(Trainer):
         self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
         self.record.spend("tokenizer", perf_counter() - started)
 
+    def _fit_unified(self, train: SequenceRows, watched: SequenceRows | None, loop: dict[str, Any]) -> None:
+        stage = Stage.unified(self.config, self.settings)
+        if stage.name in self.record.done:
+            return
+        key = None if self._pending is not None else unified_cache.key(self, stage, train, watched)
+        if key is not None and unified_cache.reuse(self, stage.name, key):
+            self._finish(stage)
+            return
+        self._run(stage, train, watched, loop)
+        if key is not None:
+            unified_cache.keep(self, stage.name, key)
+
     def _fit_adapters(
         self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
     ) -> None:
+        self._seed("adapters")
         adapters = self.model.adapters or self.model.add_adapters()
         before = adapters.backbone_fingerprint()
         for position, domain in enumerate(self.model.items.domains):
@@ -153,14 +153,24 @@ class GMCTrainer(Trainer):
         if identity and every is not None:
             self._keep_the_better(identity, every)
         self.record.spend(stage.name, perf_counter() - started)
+        self._finish(stage)
+
+    def _finish(self, stage: Stage) -> None:
         self.record.done.append(stage.name)
         self.stage, self.best = None, {}
         if self._saved:
             self._write()
 
+    def _seed(self, stage: str) -> None:
+        """Each stage draws from a seed of its own, so it gives the same whether those before it ran or were reused."""
+        seed = int(hash_of(self.config["seed"], stage)[:15], 16)
+        torch.manual_seed(seed)
+        self.shuffle.manual_seed(seed)
+
     def _enter(self, stage: Stage, rows: int) -> None:
         """RecBole's counters and a fresh optimiser, or those of the resumed checkpoint if it stopped in this stage."""
         self.stage, self.best = stage, {}
+        self._seed(stage.name)
         self.epochs, self.eval_step = stage.epochs, min(stage.eval_step, stage.epochs)
         self.stopping_step = stage.stopping_step
         self.start_epoch = self.cur_step = 0
@@ -191,6 +201,21 @@ class GMCTrainer(Trainer):
         if self.stage.domain is None:
             return list(self.model.t5.parameters())
         return list(self.model.adapters.train_parameters(self.stage.domain))
+
+    def _log_estimate(self, train: SequenceRows, watched: SequenceRows | None) -> None:
+        domains = self.model.items.domains if self.lora.enabled else ()
+        plan = [(Stage.unified(self.config, self.settings), len(train), len(watched) if watched else 0)]
+        for position, domain in enumerate(domains):
+            seen = int((watched.domain == position).sum()) if watched else 0
+            plan.append((Stage.adapter(domain, self.lora), int((train.domain == position).sum()), seen))
+        plan = [entry for entry in plan if entry[0].name not in self.record.done]
+        if plan:
+            first, total = estimate.seconds_left(self, plan, train)
+            machine = f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}, {torch.get_num_threads()} threads"
+            self.logger.info(
+                set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its "
+                f"validation, at most {estimate.told(total)} in all ({machine})"
+            )
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
 
@@ -283,73 +308,3 @@ class GMCTrainer(Trainer):
         self.record = state.RunRecord.of(self._pending.facts["record"])
         run_files.put(checkpoint, self.model)
         self.logger.info(f"Checkpoint loaded. Stages done: {', '.join(self.record.done) or 'none'}")
-
-    # ---- evaluation ----------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def evaluate(
-        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
-    ) -> Result | None:
-        """RecBole's evaluate, from lists: plain keys for the user-weighted average, ``<domain>/<metric>`` for each.
-
-        After ``fit``, evaluating other data than the validation set is the test: it writes the run's result files.
-        """
-        if not eval_data:
-            return None
-        if load_best_model:
-            checkpoint = Checkpoint(model_file or self.saved_model_file)
-            run_files.put(checkpoint, self.model)
-            self.logger.info(f"Loading model structure and parameters from {checkpoint.folder}")
-        started = perf_counter()
-        rows = SequenceRows.of(eval_data._dataset)
-        users = tuple(eval_data._dataset.original_user_token(rows.user))
-        table = self.rank(rows.to(self.device), users, show_progress)
-        result = self.lists(table, self._item_ids())
-        if self._valid_data is not None and eval_data is not self._valid_data:
-            self.record.seconds["test"] = perf_counter() - started
-            run_files.write_results(self, table, result)
-        self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
-        return self._rounded(result)
-
-    def rank(self, rows: SequenceRows, users: tuple[str, ...] = (), show_progress: bool = False) -> TopKTable:
-        self.model.eval()
-        items = self.model.items
-        domains = tuple(items.domains[position] for position in rows.domain.unique().tolist())
-        users = users or ("",) * len(rows)
-        return rank_rows(self.model.recommender(domains), items, rows, users, show_progress)
-
-    def _measure(self, rows: SequenceRows, show_progress: bool = False) -> Result:
-        return self.lists(self.rank(rows, show_progress=show_progress), self._item_ids())
-
-    def _item_ids(self) -> np.ndarray:
-        return torch.argsort(self.model.row_of_item)[1:].cpu().numpy()
-
-    def _rounded(self, result: Result) -> Result:
-        places = self.config["metric_decimal_place"]
-        return OrderedDict((name, round(value, places)) for name, value in result.items())
-
-    def _watched(self, valid: SequenceRows | None) -> SequenceRows | None:
-        """At most ``valid_users`` users a domain, the same ones all through training."""
-        if valid is None or not self.settings.valid_users:
-            return valid
-        draw = torch.Generator().manual_seed(self.config["seed"])
-        domain, kept = valid.domain.cpu(), []
-        for position in domain.unique().tolist():
-            users = (domain == position).nonzero().flatten()
-            kept.append(users[torch.randperm(len(users), generator=draw)[: self.settings.valid_users]])
-        return valid.select(torch.cat(kept).sort().values.to(self.device))
-
-    def _log_estimate(self, train: SequenceRows, watched: SequenceRows | None) -> None:
-        domains = self.model.items.domains if self.lora.enabled else ()
-        plan = [(Stage.unified(self.config, self.settings), len(train), len(watched) if watched else 0)]
-        for position, domain in enumerate(domains):
-            seen = int((watched.domain == position).sum()) if watched else 0
-            plan.append((Stage.adapter(domain, self.lora), int((train.domain == position).sum()), seen))
-        plan = [entry for entry in plan if entry[0].name not in self.record.done]
-        if plan:
-            first, total = estimate.seconds_left(self, plan, train)
-            machine = f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}, {torch.get_num_threads()} threads"
-            self.logger.info(
-                set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its "
-                f"validation, at most {estimate.told(total)} in all ({machine})"
-            )

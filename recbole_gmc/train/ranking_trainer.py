@@ -1,0 +1,90 @@
+"""Evaluation from ranked lists inside RecBole's Trainer."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.trainer import Trainer
+
+from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.evaluate.collector import ListEvaluator
+from recbole_gmc.evaluate.ranking import rank_rows
+from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.model.gmc import GMC
+from recbole_gmc.settings import TrainSettings, read
+from recbole_gmc.train import run_files, state
+from recbole_gmc.train.checkpoint import Checkpoint
+
+Result = dict[str, float]
+
+
+class RankingTrainer(Trainer):
+    """A RecBole Trainer for a model that gives the best items instead of a score for every item."""
+
+    model: GMC
+
+    def __init__(self, config: Config, model: GMC) -> None:
+        super().__init__(config, model)
+        self.settings = read(TrainSettings, config)
+        self.lists = ListEvaluator(config, self.eval_collector)
+        self.saved_model_file = str(run_files.checkpoint_folder(config))
+        self.record = state.RunRecord()
+        self._valid_data: Any = None
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Result | None:
+        """RecBole's evaluate, from lists: plain keys for the user-weighted average, ``<domain>/<metric>`` for each.
+
+        After ``fit``, evaluating other data than the validation set is the test: it writes the run's result files.
+        """
+        if not eval_data:
+            return None
+        if load_best_model:
+            checkpoint = Checkpoint(model_file or self.saved_model_file)
+            run_files.put(checkpoint, self.model)
+            self.logger.info(f"Loading model structure and parameters from {checkpoint.folder}")
+        started = perf_counter()
+        rows = SequenceRows.of(eval_data._dataset)
+        users = tuple(eval_data._dataset.original_user_token(rows.user))
+        table = self.rank(rows.to(self.device), users, show_progress)
+        result = self.lists(table, self._item_ids())
+        if self._valid_data is not None and eval_data is not self._valid_data:
+            self.record.seconds["test"] = perf_counter() - started
+            run_files.write_results(self, table, result)
+        self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
+        return self._rounded(result)
+
+    def rank(self, rows: SequenceRows, users: tuple[str, ...] = (), show_progress: bool = False) -> TopKTable:
+        self.model.eval()
+        items = self.model.items
+        domains = tuple(items.domains[position] for position in rows.domain.unique().tolist())
+        users = users or ("",) * len(rows)
+        return rank_rows(self.model.recommender(domains), items, rows, users, show_progress)
+
+    def _measure(self, rows: SequenceRows, show_progress: bool = False) -> Result:
+        return self.lists(self.rank(rows, show_progress=show_progress), self._item_ids())
+
+    def _item_ids(self) -> np.ndarray:
+        return torch.argsort(self.model.row_of_item)[1:].cpu().numpy()
+
+    def _rounded(self, result: Result) -> Result:
+        places = self.config["metric_decimal_place"]
+        return OrderedDict((name, round(value, places)) for name, value in result.items())
+
+    def _watched(self, valid: SequenceRows | None) -> SequenceRows | None:
+        """At most ``valid_users`` users a domain, the same ones all through training."""
+        if valid is None or not self.settings.valid_users:
+            return valid
+        draw = torch.Generator().manual_seed(self.config["seed"])
+        domain, kept = valid.domain.cpu(), []
+        for position in domain.unique().tolist():
+            users = (domain == position).nonzero().flatten()
+            kept.append(users[torch.randperm(len(users), generator=draw)[: self.settings.valid_users]])
+        return valid.select(torch.cat(kept).sort().values.to(self.device))
