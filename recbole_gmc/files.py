@@ -82,8 +82,18 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def standing(path: str | Path) -> Path:
+    """Where the folder ``path`` can be read: a ``new_folder`` killed between its two moves left the old one aside."""
+    path = Path(path)
+    retired = path.parent / f"{RETIRED}{path.name}"
+    return retired if retired.exists() and not path.exists() else path
+
+
 def recover(path: str | Path) -> None:
-    """Finishes or undoes a ``new_folder`` that was killed: puts the old folder back, sweeps leftovers."""
+    """Finishes or undoes a ``new_folder`` that was killed: puts the old folder back, sweeps leftovers.
+
+    For the writer of the folder only: to it, what another process is writing is a leftover.
+    """
     path = Path(path)
     retired = path.parent / f"{RETIRED}{path.name}"
     if retired.exists() and not path.exists():

@@ -60,7 +60,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Checkpoint:
     """A checkpoint folder whose every file was found to be as it was written.
 
-    Reading changes nothing on disk, as a run may be writing there; the leftovers of a killed one go at the next ``save``.
+    Reading changes nothing on disk, as a run may be writing there; what a killed one left goes at the next ``save``.
 
     Args:
         folder: a run folder or its checkpoint folder.
@@ -89,8 +89,6 @@ class Checkpoint:
         if known != FORMAT:
             mend = "Use the version that wrote it"
             raise CheckpointError(f"format {known!r} is not {FORMAT}", str(self.folder), mend)
-        if lacking := [name for name in NEEDED if name not in files]:
-            raise CheckpointError(f"the manifest does not name {lacking[0]}", str(self._place / MANIFEST), RETRY)
         for name, digest in files.items():
             path = self._place / name
             if ".." in Path(name).parts or Path(name).is_absolute():
@@ -99,6 +97,8 @@ class Checkpoint:
                 raise CheckpointError("the file is missing", str(path), RETRY)
             if hash_file(path) != digest:
                 raise CheckpointError("the file is damaged: its hash is not the one written with it", str(path), RETRY)
+        if lacking := [name for name in NEEDED if name not in files]:
+            raise CheckpointError(f"the manifest does not name {lacking[0]}", str(self._place / MANIFEST), RETRY)
 
     def weights(self) -> dict[str, Tensor]:
         return self._tensors("model.safetensors")

@@ -67,7 +67,7 @@ def put(found: Checkpoint, model: GMC) -> None:
     if model.adapters is not None:
         model.adapters.load_backbone(weights)
     else:
-        model.t5.load_state_dict(weights)
+        found.load_into(model.t5)
     if found.adapters is not None:
         (model.adapters or model.add_adapters()).load(found.adapters)
 
