@@ -67,7 +67,6 @@ def tiny(root: Path, run_dir: Path | None = None, **changes: Any) -> dict[str, A
         "run_dir": str(run_dir or root / "run"),
         "domains": ["Big", "Small"],
         "show_progress": False,
-        "state": "WARNING",
         "text_lsa_dim": 8,
         "tokenizer": "rkmeans",
         "code_levels": 3,

@@ -24,6 +24,9 @@ def seconds_left(trainer: GMCTrainer, stages: list[tuple[Stage, int, int]], rows
         Seconds of the first epoch with its validation, and of everything if no stage stops early. No weight and no
         random state changes.
     """
+    adapters = trainer.model.adapters
+    if adapters is not None:  # resumed: the backbone is frozen, and only a stage's own adapter has a gradient
+        adapters.activate(stages[0][0].domain)
     with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
         sample = rows.select(torch.randperm(len(rows))[:PROBE_ROWS].to(rows.target.device))
         trainer.backward(sample)  # warm-up: first calls allocate
@@ -35,6 +38,8 @@ def seconds_left(trainer: GMCTrainer, stages: list[tuple[Stage, int, int]], rows
         started = perf_counter()
         trainer.rank(users)
         a_user = (perf_counter() - started) / len(users)
+    if adapters is not None:
+        adapters.activate(None)
     costs = [
         (stage.epochs * rows_ * a_row, stage.epochs // max(1, stage.eval_step) * users_ * a_user)
         for stage, rows_, users_ in stages

@@ -21,4 +21,8 @@ def resume(folder: Path) -> dict[str, Any]:
     found = Checkpoint(folder)
     settings = {key: value for key, value in found.config.items() if key not in ("model", "dataset")}
     settings["resume"] = str(found.folder)
+    if found.folder.name == "checkpoint":  # the run's folder may have been moved or copied
+        if settings.get("checkpoint_dir") == settings.get("run_dir"):
+            settings.pop("checkpoint_dir", None)
+        settings["run_dir"] = str(found.folder.parent)
     return launch.run_recbole(found.config["model"], found.config["dataset"], None, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,14 @@ def input_hashes(dataset: GMCDataset) -> dict[str, str]:
     names = [(domain, f"{domain}.{kind}") for domain in dataset.domains for kind in ("inter", "item")]
     files = {name: root / domain / name for domain, name in names}
     return {name: hash_file(path) for name, path in files.items() if path.is_file()}
+
+
+def refuse_changed(dataset: GMCDataset, before: Mapping[str, str]) -> None:
+    """Raises CheckpointError if a file of the data is not the one that a resumed run began with."""
+    for name, digest in input_hashes(dataset).items():
+        if before.get(name) != digest:
+            mend = "Put the file back, or start a new run"
+            raise CheckpointError("the file has changed since the run began", name, mend)
 
 
 def save(trainer: GMCTrainer, progress: Progress) -> None:
@@ -89,7 +98,7 @@ def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) 
     adapters = model.adapters
     return {
         **results.head(config["model"], config["dataset"], config["seed"], table, result),
-        "validation": {"score": trainer.best_valid_score, "metrics": dict(trainer.best_valid_result or {})},
+        "validation": {"score": _finite(trainer.best_valid_score), "metrics": dict(trainer.best_valid_result or {})},
         "certified": results.certified(table),
         "parameters": {
             "model": sum(tensor.numel() for tensor in _unique(model.plain_state())),
@@ -105,6 +114,11 @@ def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) 
         "versions": results.versions(),
         "settings": to_json(config),
     }
+
+
+def _finite(score: float) -> float | None:
+    """A run without validation users has no score; RecBole's is -inf then."""
+    return score if math.isfinite(score) else None
 
 
 def _weights(model: GMC) -> str:

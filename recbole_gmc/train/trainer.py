@@ -94,6 +94,7 @@ class GMCTrainer(RankingTrainer):
 
     def _set_ids(self, dataset: Any, show_progress: bool) -> None:
         if self.record.inputs:  # resumed: the IDs came with the checkpoint
+            run_files.refuse_changed(dataset, self.record.inputs)
             return
         started = perf_counter()
         made = semantic_ids(self.config, dataset, self.device, show_progress)
@@ -122,8 +123,9 @@ class GMCTrainer(RankingTrainer):
         before = adapters.backbone_fingerprint()
         for position, domain in enumerate(self.model.items.domains):
             adapters.activate(domain)
-            own, seen, every = (rows and rows.of_domain(position) for rows in (train, watched, valid))
-            self._run(Stage.adapter(domain, self.lora), own, seen, loop, every)
+            # A domain without validation users is trained as RecBole does without validation data: all epochs.
+            seen, every = ((rows and rows.of_domain(position)) or None for rows in (watched, valid))
+            self._run(Stage.adapter(domain, self.lora), train.of_domain(position), seen, loop, every)
         adapters.activate(None)
         if adapters.backbone_fingerprint() != before:
             raise RunError("the unified recommender changed while its adapters were trained", mend="This is a bug")

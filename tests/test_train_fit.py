@@ -1,0 +1,210 @@
+"""What ``fit`` leaves: the best weights in memory, an untouched backbone, and lists that do not depend on file order."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
+from run_help import run, tiny, write_planted
+
+from recbole_gmc.errors import RunError
+from recbole_gmc.files import read_json
+
+
+@pytest.fixture(autouse=True)
+def own_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["test"])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fit")
+    write_planted(root, "Big", seed=1, users=40)
+    write_planted(root, "Small", seed=2, users=25, items=12)
+    return root
+
+
+LONG = {"valid_users": 0, "epochs": 60, "stopping_step": 2, "learning_rate": 0.03}
+
+
+def prepared(root, name, **changes) -> SimpleNamespace:
+    settings = tiny(root, root / name, **changes)
+    config = Config("GMC", "tiny", config_dict={**settings, "cache_dir": str(root / f"cache-{name}")})
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    dataset = create_dataset(config)
+    train, valid, test = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model("GMC")(config, train._dataset)
+    trainer = get_trainer(config["MODEL_TYPE"], "GMC")(config, model)
+    return SimpleNamespace(trainer=trainer, model=model, train=train, valid=valid, test=test, folder=root / name)
+
+
+def fitted(root, name, saved=False, **changes) -> SimpleNamespace:
+    made = prepared(root, name, **changes)
+    made.score, made.result = made.trainer.fit(made.train, made.valid, saved=saved)
+    made.curve = made.trainer.record.curve
+    return made
+
+
+@pytest.fixture(scope="module")
+def unified(root):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["test"])
+        return fitted(root, "unified", lora=False, **LONG)
+
+
+@pytest.fixture(scope="module")
+def harmful(root):
+    """Adapters that only do damage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["test"])
+        patch.setattr("recbole_gmc.model.gmc.GMC.loss", damaging(patch))
+        return fitted(root, "harmful", lora_epochs=2, lora_learning_rate=0.2, **LONG)
+
+
+def damaging(patch):
+    from recbole_gmc.model.gmc import GMC
+
+    loss = GMC.loss
+
+    def reversed_once_there_are_adapters(self, rows):
+        return -loss(self, rows).clamp(max=30) if self.adapters is not None else loss(self, rows)
+
+    return reversed_once_there_are_adapters
+
+
+def unified_curve(made) -> list[float]:
+    return [entry["valid"] for entry in made.curve if entry["stage"] == "unified"]
+
+
+def test_a_stage_stops_early_with_its_best_weights_in_memory(unified):
+    assert not (unified.folder / "checkpoint").exists()
+    curve = unified_curve(unified)
+    best = max(range(len(curve)), key=lambda epoch: (curve[epoch], epoch))  # a tie counts as better, as in RecBole
+    assert len(curve) < 60 and len(curve) - 1 - best == 3, "RecBole stops when the count passes stopping_step"
+    assert unified.score == pytest.approx(curve[best], abs=1e-12) and curve[best] > curve[-1]
+    measured = unified.trainer.evaluate(unified.valid, load_best_model=False)
+    assert measured == unified.result and unified.result["ndcg@10"] == round(unified.score, 4)
+
+
+def test_without_lora_there_are_no_adapters(unified):
+    assert unified.model.adapters is None and unified.trainer.record.done == ["unified"]
+    assert {entry["stage"] for entry in unified.curve} == {"unified"}
+
+
+def test_an_adapter_that_does_not_help_is_not_kept(unified, harmful):
+    assert harmful.trainer.record.done == ["unified", "lora:Big", "lora:Small"]
+    plain = harmful.model.plain_state(None)
+    for domain in ("Big", "Small"):
+        start, *trained = [entry["valid"] for entry in harmful.curve if entry["stage"] == f"lora:{domain}"]
+        assert trained and max(trained) < start
+        merged = harmful.model.plain_state(domain)
+        assert all(torch.equal(merged[name], plain[name]) for name in plain)
+        assert f"Adapter of {domain} not kept" in (harmful.folder / "run.log").read_text()
+    assert harmful.score == unified.score and harmful.result == unified.result
+
+
+def test_the_backbone_is_the_unified_recommender_bit_for_bit(unified, harmful):
+    before, after = unified.model.plain_state(), harmful.model.plain_state(None)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_anomaly_detection_stays_off(unified):
+    """Importing RecBole's SINE switches it on for the whole process, and training takes half as long again."""
+    assert "recbole.model.sequential_recommender.sine" in sys.modules and not torch.is_anomaly_enabled()
+
+
+def test_few_users_watch_and_all_decide(root):
+    made = prepared(root, "watched", valid_users=7, epochs=2, lora_epochs=1)
+    seen = []
+    measure = made.trainer._measure
+
+    def counted(rows, *args):
+        seen.append((made.trainer.stage and made.trainer.stage.name, len(rows)))
+        return measure(rows, *args)
+
+    made.trainer._measure = counted
+    made.trainer.fit(made.train, made.valid, saved=False)
+    adapter = [7, 7]  # as it starts, and after its epoch; then all users, with the adapter and without
+    assert seen == [
+        *[("unified", 14)] * 2,
+        *[("lora:Big", n) for n in (*adapter, 40, 40)],
+        *[("lora:Small", n) for n in (*adapter, 25, 25)],
+        (None, 65),
+    ]
+    rows = made.trainer._watched(None)
+    assert rows is None
+
+
+def test_a_loss_that_is_no_number_ends_the_run(root, monkeypatch):
+    made = prepared(root, "nan")
+    made.model.loss = lambda rows: sum(p.sum() for p in made.model.t5.parameters()) * float("nan")
+    with pytest.raises(RunError, match="loss is nan in stage unified, epoch 0.*learning rate"):
+        made.trainer.fit(made.train, made.valid, saved=False)
+
+
+def three_each(root, domain, users=12):
+    folder = root / domain
+    folder.mkdir()
+    rows = [f"u{u}\ti{(u + t) % 5}\t{t}" for u in range(users) for t in range(3)]
+    (folder / f"{domain}.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "\n".join(rows) + "\n")
+    items = "".join(f"i{i}\tstate{i} thing{i}\n" for i in range(5))
+    (folder / f"{domain}.item").write_text("item_id:token\ttitle:token_seq\n" + items)
+
+
+def test_a_domain_without_validation_users(tmp_path):
+    write_planted(tmp_path, "Big", seed=1, users=20)
+    three_each(tmp_path, "Short")
+    settings = tiny(tmp_path, domains=["Big", "Short"], epochs=2, lora_epochs=2)
+    result = run(settings)
+    report = read_json(tmp_path / "run/result.json")
+    assert report["domains"]["Short"]["users"] == 12 and report["domains"]["Big"]["users"] == 20
+    assert not any(name.startswith("Short/") for name in report["validation"]["metrics"])
+    assert result["best_valid_score"] == report["validation"]["score"] > 0
+
+
+def test_no_validation_users_at_all(tmp_path):
+    three_each(tmp_path, "Short")
+    run(tiny(tmp_path, domains=["Short"], epochs=2, lora_epochs=1))
+    report = read_json(tmp_path / "run/result.json")
+    assert report["domains"]["Short"]["users"] == 12 and report["validation"] == {"score": None, "metrics": {}}
+
+
+def test_a_catalogue_below_the_beam_gives_distinct_items_and_then_none(tmp_path):
+    """Rows 7 and 29 of the fault matrix, in a whole run."""
+    write_planted(tmp_path, "Big", seed=3, users=20)
+    write_planted(tmp_path, "Small", seed=4, users=15, items=6)
+    run(tiny(tmp_path, epochs=1, lora_epochs=1))
+    lines = [line.split("\t") for line in (tmp_path / "run/topk.tsv").read_text().splitlines()]
+    assert len(lines[0]) == 4 + 2 * 20
+    for line in lines[1:]:
+        n = 6 if line[0] == "Small" else 18
+        items, scores = line[4::2], line[5::2]
+        assert len(set(items[:n])) == n and all(item.startswith(line[0].lower()) for item in items[:n])
+        assert items[n:] == ["-1"] * (20 - n) and scores[n:] == [""] * (20 - n) and all(scores[:n])
+        assert [float(score) for score in scores[:n]] == sorted(map(float, scores[:n]), reverse=True)
+        assert line[3] != "-1", "every item of the domain is ranked, so none is missed"
+
+
+def test_the_order_of_item_rows_changes_nothing(tmp_path):
+    """Row 8 of the fault matrix, in a whole run."""
+    made = []
+    for name, order in (("one", None), ("two", 9)):
+        write_planted(tmp_path / name, "Big", seed=1, users=20, order=order)
+        write_planted(tmp_path / name, "Small", seed=2, users=15, items=12, order=order)
+        run(tiny(tmp_path / name, epochs=2, lora_epochs=1))
+        made.append(read_json(tmp_path / name / "run/result.json"))
+    assert made[0]["hashes"].pop("Big.item") != made[1]["hashes"].pop("Big.item")
+    assert made[0]["hashes"].pop("Small.item") != made[1]["hashes"].pop("Small.item")
+    assert made[0]["hashes"] == made[1]["hashes"] and made[0]["domains"] == made[1]["domains"]
+    first, second = (tmp_path / name / "run" for name in ("one", "two"))
+    assert (first / "topk.tsv").read_bytes() == (second / "topk.tsv").read_bytes()
+    for domain in ("Big", "Small"):
+        name = f"semantic_ids/{domain}.index.json"
+        assert (first / name).read_bytes() == (second / name).read_bytes()
