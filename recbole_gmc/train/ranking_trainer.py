@@ -54,12 +54,22 @@ class RankingTrainer(Trainer):
         rows = SequenceRows.of(eval_data._dataset)
         users = tuple(eval_data._dataset.original_user_token(rows.user))
         table = self.rank(rows.to(self.device), users, show_progress)
+        self._say_what_is_short(table)
         result = self.lists(table, self._item_ids())
         if self._valid_data is not None and eval_data is not self._valid_data:
             self.record.seconds["test"] = perf_counter() - started
             run_files.write_results(self, table, result)
         self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
         return self._rounded(result)
+
+    def _say_what_is_short(self, table: TopKTable) -> None:
+        if outside := int((table.target < 0).sum()):
+            self.logger.warning(f"{outside} held-out items are not in the catalogue and count as misses")
+        for domain, tokens in table.items.tokens.items():
+            if len(tokens) < max(self.config["topk"]):
+                self.logger.warning(
+                    f"{domain} has {len(tokens)} items: its lists end before {max(self.config['topk'])}"
+                )
 
     def rank(self, rows: SequenceRows, users: tuple[str, ...] = (), show_progress: bool = False) -> TopKTable:
         self.model.eval()
