@@ -99,13 +99,16 @@ def run(settings: Mapping[str, Any], dataset: str = "tiny", **more: Any) -> dict
     return run_recbole("GMC", dataset, None, dict(settings), **more)
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
 def python(*arguments: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """A fresh Python process that finds the package and the helpers of the tests."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -71,7 +71,7 @@ def test_the_large_domain_teaches_the_small_one(root, both):
     alone, _ = lists(root, "alone", ["Small"], epochs=100, eval_step=10, stopping_step=4)
     assert together.user == alone.user and len(alone) == 60
     gain = per_user.ndcg(together, 10) - per_user.ndcg(alone, 10)
-    # Three seeds tried by hand gave gains of 0.39, 0.47 and 0.45.
+    # Seven other seeds gave gains of 0.30 to 0.47.
     assert gain.mean() > 0.2 and gain.mean() > 3 * per_user.standard_error(gain)
 
 

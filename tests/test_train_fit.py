@@ -1,4 +1,4 @@
-"""What ``fit`` leaves: the best weights in memory, an untouched backbone, and lists that do not depend on file order."""
+"""What ``fit`` leaves: best weights in memory, an untouched backbone, lists that do not depend on file order."""
 
 from __future__ import annotations
 
