@@ -1,3 +1,11 @@
-"""RecBole is imported after the plugin, as in every example."""
+"""RecBole is imported after the plugin, as in every example; one thread, since many wait for each other on small work."""
 
-import recbole_gmc  # noqa: F401
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+import torch  # noqa: E402
+
+import recbole_gmc  # noqa: E402, F401
+
+torch.set_num_threads(1)

@@ -31,6 +31,8 @@ class RankingTrainer(Trainer):
     def __init__(self, config: Config, model: GMC) -> None:
         super().__init__(config, model)
         self.settings = read(TrainSettings, config)
+        if self.settings.cpu_threads:
+            torch.set_num_threads(self.settings.cpu_threads)
         self.lists = ListEvaluator(config, self.eval_collector)
         self.saved_model_file = str(run_files.checkpoint_folder(config))
         self.record = state.RunRecord()
