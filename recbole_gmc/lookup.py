@@ -66,29 +66,32 @@ def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
     ``domains`` among the given settings makes the name a mere label. Otherwise it is the property file of that name, or
     else a folder with one domain. Data that the plugin carries (``embedded_data``) is laid out as ordinary folders,
-    and ``data_path`` then names their place.
+    and ``data_path`` then names their place; this holds also where only some of its domains are asked for.
 
     Raises:
         DataError: no such property file and no such folder.
     """
     safe_name(name, "dataset")
-    if given.get("domains"):
-        return {}
     data_path = Path(given.get("data_path") or "dataset/")
     file = dataset_yaml(name, data_path)
-    if file is None:
-        if name != "ml-100k" and not (data_path / name).is_dir():  # RecBole carries that one itself
-            raise DataError(
-                f"no property file {data_path / name}.yaml, no packaged one, no folder {data_path / name}",
-                where=f"dataset {name!r}",
-                mend="Set data_path to the folder that holds your domains, or name them with domains: [A, B]",
-            )
+    settings = read_yaml(file) if file is not None else {}
+    if given.get("domains") and not _embeds(settings, given["domains"]):
         return {}
-    settings = read_yaml(file)
-    embedded = settings.get("embedded_data")
-    if embedded is not None:
+    if file is None and name != "ml-100k" and not (data_path / name).is_dir():  # RecBole carries that one itself
+        raise DataError(
+            f"no property file {data_path / name}.yaml, no packaged one, no folder {data_path / name}",
+            where=f"dataset {name!r}",
+            mend="Set data_path to the folder that holds your domains, or name them with domains: [A, B]",
+        )
+    if settings.get("embedded_data") is not None:
         from recbole_gmc.data.quick_start import prepare
 
-        folder = prepare(embedded, Path(given.get("cache_dir") or CACHE).expanduser())
+        folder = prepare(settings["embedded_data"], Path(given.get("cache_dir") or CACHE).expanduser())
         settings["data_path"] = str(folder)
     return settings
+
+
+def _embeds(settings: Mapping[str, Any], domains: Any) -> bool:
+    """Whether the data set is embedded and has all these domains."""
+    known = settings.get("domains") or () if settings.get("embedded_data") else ()
+    return isinstance(domains, (list, tuple)) and all(domain in known for domain in domains)

@@ -1,4 +1,4 @@
-"""RecBole is imported after the plugin, as in every example; one thread, since many wait for each other on small work."""
+"""RecBole is imported after the plugin, as in every example; one thread, since small work gains nothing from two."""
 
 import os
 

@@ -386,3 +386,16 @@ def test_a_pickle_given_as_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
         loading.load(tmp_path / "GMC.pth")
     assert not marker.exists()
+
+
+def test_a_run_folder_points_to_a_checkpoint_kept_elsewhere(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "models" / "run"
+    checkpoint.point(run, run / "checkpoint")
+    assert not (run / checkpoint.POINTER).exists()
+    checkpoint.point(run, elsewhere)
+    with pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoint.Checkpoint(run)
+    assert checkpoint._of_run(run) == elsewhere
+    (run / checkpoint.POINTER).write_text("{")
+    with pytest.raises(CheckpointError, match="note is damaged"):
+        checkpoint.Checkpoint(run)

@@ -18,6 +18,7 @@ from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+POINTER = "checkpoint.json"
 NEEDED = ("config.json", "model.safetensors", "progress.json", "progress.safetensors", "semantic_ids/manifest.json")
 RETRY = "Take the checkpoint of another run, or train again"
 
@@ -53,6 +54,24 @@ def save(
         write_json(work / MANIFEST, {"format": FORMAT, "files": files})
 
 
+def point(run: Path, folder: Path) -> None:
+    """Leaves a note in a run folder whose checkpoint the user keeps elsewhere."""
+    if folder != run / "checkpoint":
+        write_json(run / POINTER, {"folder": str(folder.absolute())})
+
+
+def _of_run(folder: Path) -> Path:
+    """The checkpoint folder that a run folder has or points to; any other folder is taken for one itself."""
+    if folder.name != "checkpoint" and standing(folder / "checkpoint").is_dir():
+        return folder / "checkpoint"
+    if (folder / POINTER).is_file():
+        try:
+            return Path(read_json(folder / POINTER)["folder"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("the note is damaged", str(folder / POINTER), "Give the checkpoint folder") from error
+    return folder
+
+
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
@@ -70,9 +89,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if self.folder.name != "checkpoint" and standing(self.folder / "checkpoint").is_dir():
-            self.folder = self.folder / "checkpoint"  # a run folder was given
+        self.folder = _of_run(Path(folder))
         self._place = standing(self.folder)
         if not (self._place / MANIFEST).is_file():
             raise CheckpointError("no checkpoint here", str(folder), "Give a run folder or its checkpoint folder")

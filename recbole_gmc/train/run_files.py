@@ -47,6 +47,7 @@ def refuse_changed(dataset: GMCDataset, before: Mapping[str, str]) -> None:
 
 def save(trainer: GMCTrainer, progress: Progress) -> None:
     model = trainer.model
+    checkpoint.point(run_dir(trainer.config), Path(trainer.saved_model_file))
     checkpoint.save(
         Path(trainer.saved_model_file),
         config=to_json(trainer.config),
