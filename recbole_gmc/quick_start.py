@@ -20,6 +20,7 @@ from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.places import new_run_dir
 
 FILE = "properties/quick_start.yaml"
+SASREC = "properties/quick_start_sasrec.yaml"
 K = 10
 
 
@@ -58,20 +59,11 @@ def _popularity(data: GMCDataset, train: Any, test: Any, settings: Mapping[str, 
 
 
 def _for_sasrec(settings: Mapping[str, Any], changed: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """SASRec keeps its own protocol; only a change of ``epochs`` reaches it, too."""
-    shared = (
-        "seed",
-        "max_prefixes",
-        "data_path",
-        "cache_dir",
-        "show_progress",
-        "domains",
-        "gpu_id",
-        "use_gpu",
-        "state",
-    )
+    """SASRec's own settings on the same rows and histories; a change of ``epochs`` reaches it, too."""
+    shared = "seed max_prefixes MAX_ITEM_LIST_LENGTH domains data_path cache_dir show_progress gpu_id use_gpu state"
+    same = {key: settings[key] for key in shared.split() if key in settings}
     limits = {"epochs": changed["epochs"]} if "epochs" in changed else {}
-    return {k: settings[k] for k in shared if k in settings} | limits | {"run_dir": str(folder / "SASRec")}
+    return {**lookup.read_files(SASREC), **same, **limits, "run_dir": str(folder / "SASRec")}
 
 
 def side_by_side(tables: Mapping[str, TopKTable]) -> str:
