@@ -172,6 +172,16 @@ def test_recbole_full_sort_agrees(domain):
     assert (np.diff(lists.scores, axis=1) <= 0).all() and all(len(set(row)) == 20 for row in lists.ranked.tolist())
 
 
+def test_lists_are_as_long_as_the_largest_k(domain, tmp_path):
+    settings = {"eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "full"}, "topk": [10, 20, 30]}
+    settings |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
+    settings |= {"data_path": str(domain), "run_dir": str(tmp_path), "checkpoint_dir": str(tmp_path), "epochs": 1}
+    settings |= {"train_neg_sample_args": None, "valid_metric": "MRR@10", "hidden_size": 16, "show_progress": False}
+    run = single.run_domain("SASRec", "A", [], settings)
+    assert run.table.ranked.shape[1] == 30
+    assert run.result["recall@30"] == (run.table.rank >= 0).mean() > run.result["recall@20"]
+
+
 def test_equal_scores_keep_the_order_of_the_catalogue(domain):
     config, train, test, network = prepared(domain, toy_model.Toy)
     torch.nn.init.zeros_(network.score.weight)

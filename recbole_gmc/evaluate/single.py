@@ -25,7 +25,7 @@ from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import write_json
 from recbole_gmc.items import ItemIndex
 
-WIDTH = 20  # lists are as long as a default beam, so files of all models look alike
+WIDTH = 20  # lists are at least as long as a default beam, so files of all models look alike
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def run_domain(
     _, best_valid = trainer.fit(train, valid, show_progress=config["show_progress"])
     fitted = perf_counter()
     trainer.evaluate(test, show_progress=config["show_progress"])  # loads the best weights, and logs as RecBole does
-    table = lists_of(network, test._dataset, test, domain)
+    width = max(WIDTH, *config["topk"])
+    table = lists_of(network, test._dataset, test, domain, width)
     result = ListEvaluator(config, trainer.eval_collector)(table, np.arange(1, len(table.items) + 1))
     seconds = {"train": fitted - started, "test": perf_counter() - fitted}
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -77,8 +78,10 @@ def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoade
 
 
 @torch.no_grad()
-def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str) -> TopKTable:
-    """Top lists from RecBole's full-sort scores; equal scores keep the catalogue's order."""
+def lists_of(
+    network: torch.nn.Module, dataset: Dataset, test: Any, domain: str, width: int = WIDTH
+) -> TopKTable:
+    """Lists of ``width`` from RecBole's full-sort scores; equal scores keep the catalogue's order."""
     network.eval()
     device = next(network.parameters()).device
     tokens = dataset.field2id_token[dataset.iid_field]
@@ -89,9 +92,9 @@ def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str)
     for part in users.split(1024):
         dense = full_sort_scores(part.numpy(), network, test, device).cpu()[:, item_of_row]
         best = dense.sort(dim=1, descending=True, stable=True)
-        short = (0, max(0, WIDTH - dense.shape[1]))  # a catalogue below WIDTH ends in -1 with no score
-        ranked.append(torch.nn.functional.pad(best.indices[:, :WIDTH], short, value=-1).numpy())
-        scores.append(torch.nn.functional.pad(best.values[:, :WIDTH], short, value=-torch.inf).numpy())
+        short = (0, max(0, width - dense.shape[1]))  # a catalogue below width ends in -1 with no score
+        ranked.append(torch.nn.functional.pad(best.indices[:, :width], short, value=-1).numpy())
+        scores.append(torch.nn.functional.pad(best.values[:, :width], short, value=-torch.inf).numpy())
     return TopKTable(
         items=items,
         domain=np.zeros(len(users), np.int64),
