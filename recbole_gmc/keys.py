@@ -168,7 +168,7 @@ def _check_metrics(settings: Mapping[str, Any]) -> None:
             mend = f"Choose from {', '.join(METRICS)}"
             raise SettingError(f"{metric!r} is not computed from top-k lists", where="metrics", mend=mend)
     topk = settings.get("topk")
-    topk = topk if isinstance(topk, list) else [topk]
+    topk = topk if isinstance(topk, list) and topk else [topk]
     for k in topk:
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise SettingError(f"{k!r} is not a whole number from 1", where="topk", mend="Write topk: [5, 10]")

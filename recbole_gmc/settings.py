@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import Field, dataclass, field, fields
@@ -67,14 +68,16 @@ def _checked(value: Any, hint: Any, item: Field, name: str) -> Any:
 
 def _within(value: Any, item: Field, name: str) -> None:
     rules = item.metadata
-    if "choices" in rules and value not in rules["choices"]:
-        raise SettingError(f"{value!r} is unknown", where=name, mend=f"Choose one of: {', '.join(rules['choices'])}")
-    for numbers in [value if isinstance(value, tuple) else (value,)]:
-        for number in numbers:
-            low = "least" in rules and number < rules["least"]
-            low = low or ("above" in rules and number <= rules["above"])
-            high = "most" in rules and number > rules["most"]
-            if low or high or number != number:
+    for part in value if isinstance(value, tuple) else (value,):
+        if "choices" in rules and part not in rules["choices"]:
+            raise SettingError(f"{part!r} is unknown", where=name, mend=f"Choose one of: {', '.join(rules['choices'])}")
+        if {"least", "above", "most"} & set(rules):
+            if isinstance(value, tuple) and (not isinstance(part, int) or isinstance(part, bool)):
+                raise SettingError(f"{part!r} is not a whole number", where=name, mend="Write a list such as [64, 32]")
+            low = "least" in rules and part < rules["least"]
+            low = low or ("above" in rules and part <= rules["above"])
+            high = "most" in rules and part > rules["most"]
+            if low or high or not math.isfinite(part):
                 bounds = [f">= {rules['least']}"] if "least" in rules else []
                 bounds += [f"> {rules['above']}"] if "above" in rules else []
                 bounds += [f"<= {rules['most']}"] if "most" in rules else []
@@ -139,6 +142,9 @@ class T5Settings:
     activation: str = key("feed_forward_proj", "relu", choices=("relu", "gated-gelu"))
 
 
+LAYERS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")  # T5's names for its matrices
+
+
 @dataclass(frozen=True)
 class LoraSettings:
     """One adapter a domain (paper section 4.3)."""
@@ -147,7 +153,7 @@ class LoraSettings:
     rank: int = key("lora_r", 8, least=1)
     alpha: int = key("lora_alpha", 16, least=1)
     dropout: float = key("lora_dropout", 0.05, least=0.0, most=0.9)
-    target_modules: tuple = key("lora_target_modules", ("q", "k", "v", "o"))
+    target_modules: tuple = key("lora_target_modules", ("q", "k", "v", "o"), choices=LAYERS)
     learning_rate: float = key("lora_learning_rate", 5e-4, above=0.0)
     weight_decay: float = key("lora_weight_decay", 0.0, least=0.0)
     batch_size: int = key("lora_train_batch_size", 512, least=1)

@@ -45,9 +45,11 @@ class GMC(SequentialRecommender):
         self.register_buffer("codes", self._placeholder_codes(), persistent=False)
 
     def _placeholder_codes(self) -> Tensor:
-        row = torch.arange(len(self.items))[:, None]
-        size = self.vocabulary.codebook_size
-        return row // size ** torch.arange(self.vocabulary.levels - 1, -1, -1) % size
+        row, columns = torch.arange(len(self.items)), []
+        for _ in range(self.vocabulary.levels):
+            columns.append(row % self.vocabulary.codebook_size)
+            row = row // self.vocabulary.codebook_size
+        return torch.stack(columns[::-1], 1)
 
     def set_semantic_ids(self, ids: SemanticIds) -> None:
         """Replaces the placeholder codes; the IDs must be for exactly this model's items."""
