@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # RecBole writes for older versions of pandas and torch, which say so at every column and trainer.
     warnings.filterwarnings("ignore", category=FutureWarning, module="recbole\\.")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks transformers for it
     try:
         _command(arguments)()
     except GMCError as error:

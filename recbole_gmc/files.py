@@ -71,6 +71,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     try:
         os.chmod(work, 0o755)
         yield work
+        for part in work.rglob("*"):  # some writers make files that only their owner reads
+            os.chmod(part, 0o755 if part.is_dir() else 0o644)
         retired = path.parent / f"{RETIRED}{path.name}"
         if path.exists():
             shutil.rmtree(retired, ignore_errors=True)
@@ -80,6 +82,13 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def sweep(folder: str | Path) -> None:
+    """Removes what a killed writer of single files left in a folder; for the folder's one writer only."""
+    for leftover in Path(folder).glob(f"{TEMPORARY}*"):
+        if leftover.is_file():
+            leftover.unlink()
 
 
 def standing(path: str | Path) -> Path:

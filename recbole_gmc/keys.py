@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -119,6 +120,8 @@ def check(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     for group in (*GROUPS, RecBoleSettings):
         read(group, settings)
     _check_domains(read(DataSettings, settings).domains)
+    if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
+        raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
     for name, (unused, reason) in REFUSED.items():
         if not any(settings.get(name) is value or settings.get(name) == value for value in unused):
             raise SettingError(f"{settings[name]!r} cannot be used: {reason}", where=name, mend="Leave the key out")

@@ -49,7 +49,7 @@ def load_data_and_model(folder: str | Path) -> tuple[Any, ...]:
     from recbole_gmc.train import config_json, run_files
 
     found = Checkpoint(folder)
-    config = config_json.from_json(found.config)
+    config = config_json.from_json(found.here())
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(config)

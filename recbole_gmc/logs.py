@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ from recbole_gmc.places import run_dir
 LINE, DATE = "%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"
 
 LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
+
+
+TABLES = logging.getLogger("recbole_gmc.tables")
+
+
+@contextmanager
+def tables_later() -> Iterator[None]:
+    """Holds result tables back, for a caller that shows its own after all that RecBole logs at the end of a run."""
+    TABLES.disabled = True
+    try:
+        yield
+    finally:
+        TABLES.disabled = False
 
 
 class RunFile(logging.FileHandler):

@@ -9,8 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import hooks, keys, launch, lookup, registry, values
+from recbole_gmc import hooks, keys, launch, logs, lookup, registry, values
+from recbole_gmc.data.atomic import read_atomic
 from recbole_gmc.errors import SettingError
+from recbole_gmc.files import read_json
 from recbole_gmc.places import new_run_dir
 from recbole_gmc.settings import DataSettings, TrainSettings, read
 
@@ -51,7 +53,11 @@ def run(
     with only_program_name():
         entry = registry.entry(model)
         if entry is not None and entry.union:
-            return launch.run(model, dataset, files, given, **processes)
+            folder = Path(merged.get("run_dir") or new_run_dir(model, dataset))
+            with logs.tables_later():
+                result = launch.run(model, dataset, files, {**given, "run_dir": str(folder)}, **processes)
+            _show(folder)
+            return result
         protocol = protocol_of(model)
         layer = lookup.dataset_settings(dataset, merged)
         if protocol is None and not (merged.get("domains") or layer.get("domains")):
@@ -71,6 +77,7 @@ def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[s
     data = read(DataSettings, {**settings, "domains": settings.get("domains") or [dataset]})
     for domain in data.domains or ():
         keys.check_domain(domain)
+    _refuse_bad_files(data.domains or (), Path(settings.get("data_path") or "dataset"))
     theirs = {key: value for key, value in settings.items() if key not in OURS}
     theirs["run_dir"] = str(folder)
     shortened = read(TrainSettings, settings).max_prefixes
@@ -82,12 +89,36 @@ def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[s
     return runs
 
 
+def _show(folder: Path) -> None:
+    """The run's table, after all that RecBole logs at the end."""
+    from recbole_gmc.evaluate import results
+
+    report = read_json(folder / "result.json")
+    logs.TABLES.info(
+        f"{report['model']} on {report['dataset']}, test:\n{results.draw(report)}\nResults are in {folder}"
+    )
+
+
+def _refuse_bad_files(domains: Sequence[str], root: Path) -> None:
+    """Reads every domain's interactions as GMC does, so that a bad file is refused by line, whatever the model."""
+    for domain in domains:
+        if domain == "ml-100k" and not (root / domain).is_dir():
+            continue  # RecBole carries that one itself
+        file = read_atomic(root / domain / f"{domain}.inter")
+        for name, kind in file.types.items():
+            if kind == "float":
+                file.numbers(name)
+
+
 def resume(folder: str) -> Any:
     """Goes on with an interrupted run."""
+    from recbole_gmc.train.checkpoint import Checkpoint
     from recbole_gmc.train.resume import resume as go_on
 
-    with only_program_name():
-        return go_on(Path(folder))
+    with only_program_name(), logs.tables_later():
+        result = go_on(Path(folder))
+    _show(Path(Checkpoint(folder).here()["run_dir"]))
+    return result
 
 
 def base_protocol() -> dict[str, Any]:

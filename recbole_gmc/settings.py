@@ -57,8 +57,8 @@ def _checked(value: Any, hint: Any, item: Field, name: str) -> Any:
         origin = typing.get_origin(kind) or kind
         if origin is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if origin is tuple and isinstance(value, list):
-            value = tuple(value)
+        if origin is tuple and isinstance(value, (list, str)):
+            value = (value,) if isinstance(value, str) else tuple(value)  # one word is a list of one
         if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
             _within(value, item, name)
             return value

@@ -78,9 +78,7 @@ def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoade
 
 
 @torch.no_grad()
-def lists_of(
-    network: torch.nn.Module, dataset: Dataset, test: Any, domain: str, width: int = WIDTH
-) -> TopKTable:
+def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str, width: int = WIDTH) -> TopKTable:
     """Lists of ``width`` from RecBole's full-sort scores; equal scores keep the catalogue's order."""
     network.eval()
     device = next(network.parameters()).device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,7 @@ def tokenize(
     from recbole_gmc.cache import Cache
 
     cache = Cache(cache_dir)
-    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed)
+    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed, _versions())
     entry = cache.get(KIND, key)
     if entry is None:
         made = _learned(embeddings, settings, seed, device, progress)
@@ -83,6 +84,17 @@ def tokenize(
     ids = SemanticIds.load(Path(entry) / "ids")
     # files hold domains by name; the embeddings' own index keeps the order of the run
     return Tokenization(SemanticIds(embeddings.items, ids.codes, ids.codebook_size), read_json(entry / "quality.json"))
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the codes besides settings and data."""
+    found = {}
+    for name in ("torch", "faiss-cpu", "faiss-gpu", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _learned(

@@ -117,6 +117,15 @@ class Checkpoint:
         if lacking := [name for name in NEEDED if name not in files]:
             raise CheckpointError(f"the manifest does not name {lacking[0]}", str(self._place / MANIFEST), RETRY)
 
+    def here(self) -> dict[str, Any]:
+        """The settings of the run, with the places of today: its folder may have been moved or copied."""
+        settings = dict(self.config)
+        if self.folder.name == "checkpoint":
+            if settings.get("checkpoint_dir") == settings.get("run_dir"):
+                settings.pop("checkpoint_dir", None)
+            settings["run_dir"] = str(self.folder.parent)
+        return settings
+
     def weights(self) -> dict[str, Tensor]:
         return self._tensors("model.safetensors")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_gmc import launch
+from recbole_gmc.files import sweep
 from recbole_gmc.train.checkpoint import Checkpoint
 
 
@@ -19,10 +20,7 @@ def resume(folder: Path) -> dict[str, Any]:
         CheckpointError: the folder holds no whole checkpoint.
     """
     found = Checkpoint(folder)
-    settings = {key: value for key, value in found.config.items() if key not in ("model", "dataset")}
+    settings = {key: value for key, value in found.here().items() if key not in ("model", "dataset")}
+    sweep(Path(settings["run_dir"]))
     settings["resume"] = str(found.folder)
-    if found.folder.name == "checkpoint":  # the run's folder may have been moved or copied
-        if settings.get("checkpoint_dir") == settings.get("run_dir"):
-            settings.pop("checkpoint_dir", None)
-        settings["run_dir"] = str(found.folder.parent)
     return launch.run_recbole(found.config["model"], found.config["dataset"], None, settings)

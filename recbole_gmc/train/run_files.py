@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import hash_file, hash_of, write_json
+from recbole_gmc.logs import TABLES
 from recbole_gmc.model.gmc import GMC
 from recbole_gmc.places import checkpoint_dir, run_dir
 from recbole_gmc.train import checkpoint
@@ -90,8 +90,8 @@ def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, fl
     table.write(folder / "topk.tsv")
     trainer.model.semantic_ids.export(folder / "semantic_ids")
     write_json(folder / "result.json", report)
-    logging.getLogger().info(f"{report['model']} on {report['dataset']}, test:\n{results.draw(report)}")
-    logging.getLogger().info(f"Results are in {folder}")
+    title = f"{report['model']} on {report['dataset']}, test"
+    TABLES.info(f"{title}:\n{results.draw(report)}\nResults are in {folder}")
 
 
 def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> dict[str, Any]:

@@ -27,7 +27,13 @@ SETTINGS = ("seed", "shuffle", "learner", "clip_grad_norm", "valid_metric", "top
 def key(trainer: GMCTrainer, stage: Stage, train: SequenceRows, watched: SequenceRows | None) -> str:
     """The hash of all that decides the weights: IDs, rows, initial weights, schedule, arithmetic, choice of epoch."""
     rows = [[part.cpu().numpy() for part in (r.history, r.target)] for r in (train, watched) if r is not None]
-    arithmetic = [trainer.device.type, trainer.bf16, torch.__version__, trainer.settings.chunk_tokens]
+    arithmetic = [
+        trainer.device.type,
+        trainer.bf16,
+        torch.__version__,
+        trainer.settings.chunk_tokens,
+        torch.get_num_threads(),
+    ]
     settings = {name: trainer.config[name] for name in SETTINGS}
     start = [
         trainer.model.semantic_ids.fingerprint,
