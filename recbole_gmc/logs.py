@@ -35,7 +35,26 @@ def tables_later() -> Iterator[None]:
 
 
 class RunFile(logging.FileHandler):
-    """``run.log`` in a run's folder."""
+    """``run.log`` in a run's folder, which appears with the trainer: what is refused before leaves no folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "run.log", encoding="utf-8", delay=True)
+        self._early: list[logging.LogRecord] | None = []
+
+    def begin(self) -> Path:
+        """Makes the folder, writes what was logged so far, and returns the folder."""
+        folder = Path(self.baseFilename).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        early, self._early = self._early or [], None
+        for record in early:
+            self.emit(record)
+        return folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._early is None:
+            super().emit(record)
+        else:
+            self._early.append(record)
 
 
 def init_logger(inner: Callable, config: Any) -> None:
@@ -51,9 +70,7 @@ def init_logger(inner: Callable, config: Any) -> None:
         return inner(config)
     colorama.init(autoreset=True)
     level = LEVELS.get(str(config["state"]).lower(), logging.INFO)
-    folder = run_dir(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = RunFile(folder / "run.log", encoding="utf-8")
+    file = RunFile(run_dir(config))
     file.setFormatter(logging.Formatter(LINE, DATE))
     file.addFilter(RemoveColorFilter())
     root.addHandler(file)
@@ -71,5 +88,5 @@ def get_tensorboard(inner: Callable, logger: logging.Logger) -> Any:
     """RecBole's ``get_tensorboard`` writes to ./log_tensorboard; a run with a log of its own keeps both together."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, RunFile):
-            return SummaryWriter(str(Path(handler.baseFilename).parent / "tensorboard"))
+            return SummaryWriter(str(handler.begin() / "tensorboard"))
     return inner(logger)

@@ -1,6 +1,9 @@
 """The command line: what it runs, what it prints, and how it refuses."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from toy_model import write_domain
@@ -130,3 +133,21 @@ def test_protocols_are_those_of_the_benchmark():
         assert settings["eval_args"]["split"] == {"LS": "valid_and_test"} and settings["topk"] == [5, 10]
     assert quick.protocol_of("BPR") is None
     assert lookup.packaged("properties/../setup.cfg") is None and lookup.packaged("properties/benchmark") is None
+
+
+def test_a_refused_file_leaves_no_run_folder(tmp_path):
+    folder = tmp_path / "dataset" / "A"
+    folder.mkdir(parents=True)
+    (folder / "A.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ti\tnan\n")
+    (folder / "A.item").write_text("item_id:token\ttitle:token_seq\ni\tone\n")
+    for model in ("GMC", "SASRec"):
+        done = subprocess.run(
+            [sys.executable, "-m", "recbole_gmc", f"--model={model}", "--dataset=A", "--cache_dir=cache"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "dataset/A/A.inter:2: " in done.stderr.splitlines()[-1]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
