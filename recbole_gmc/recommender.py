@@ -13,7 +13,7 @@ from transformers import T5Config
 from recbole_gmc.decode.beam import BeamSearch
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import DataError
-from recbole_gmc.model.seq2seq import encode_histories
+from recbole_gmc.model.seq2seq import encode_histories, group_by_length
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import DecodeSettings
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
@@ -71,8 +71,8 @@ class Recommender:
         ranked = torch.full((len(history), self.decode.beam_size), -1, dtype=torch.int64)
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)
-        order = torch.argsort(length, stable=True)  # neighbours of equal length need no padding
-        for users in _same_length(order, length, self.decode.batch_users):
+        history, length = history.cpu(), length.cpu()  # the lists are gathered on the CPU, by the same indices
+        for users in group_by_length(length, self.decode.batch_users):  # equal lengths need no padding
             tokens, mask = encode_histories(
                 self._codes, history[users].to(self.device), length[users].to(self.device), self.vocabulary
             )
@@ -103,8 +103,3 @@ class Recommender:
         start = items.rows(domain).start
         pairs = zip(found.ranked[0, :k].tolist(), found.scores[0, :k].tolist(), strict=True)
         return [(names[row - start], score) for row, score in pairs if row >= 0]
-
-
-def _same_length(order: Tensor, length: Tensor, at_most: int) -> list[Tensor]:
-    _, counts = torch.unique_consecutive(length[order], return_counts=True)
-    return [part for group in order.split(counts.tolist()) for part in group.split(at_most)]

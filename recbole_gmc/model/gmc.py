@@ -41,6 +41,7 @@ class GMC(SequentialRecommender):
         self.adapters: DomainAdapters | None = None
         self.semantic_ids: SemanticIds | None = None
         self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
+        self.register_buffer("item_of_row", torch.from_numpy(dataset.item_ids), persistent=False)
         self.register_buffer("domain_of_row", torch.from_numpy(dataset.items.domain_of_row), persistent=False)
         self.register_buffer("codes", self._placeholder_codes(), persistent=False)
 
@@ -104,14 +105,13 @@ class GMC(SequentialRecommender):
         history, length = self._histories(interaction)
         domain = self.domain_of_row[history[:, 0]]
         scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
-        item_of_row = torch.argsort(self.row_of_item)[1:]  # the first is [PAD], whose row is -1
         recommender = self.recommender()
         for position in domain.unique().tolist():
             users = (domain == position).nonzero().flatten()
             found = recommender.rank(self.items.domains[position], history[users], length[users])
             ranked = torch.from_numpy(found.ranked).to(scores.device)
             values = torch.from_numpy(found.scores).to(scores.device)
-            columns = torch.where(ranked >= 0, item_of_row[ranked], 0)
+            columns = torch.where(ranked >= 0, self.item_of_row[ranked], 0)
             scores[users] = scores[users].scatter_reduce(1, columns, values, "amax")
         return scores
 

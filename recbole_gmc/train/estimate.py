@@ -6,6 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
+from recbole.utils import set_color
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.train.stage import Stage
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 512
 PROBE_USERS = 64
+
+
+def log(trainer: GMCTrainer, train: SequenceRows, watched: SequenceRows | None) -> None:
+    """Logs how long the stages that are not done yet will take."""
+    plan = [(Stage.unified(trainer.config, trainer.settings), len(train), len(watched) if watched else 0)]
+    for position, domain in enumerate(trainer.model.items.domains if trainer.lora.enabled else ()):
+        seen = int((watched.domain == position).sum()) if watched else 0
+        plan.append((Stage.adapter(domain, trainer.lora), int((train.domain == position).sum()), seen))
+    plan = [entry for entry in plan if entry[0].name not in trainer.record.done]
+    if plan:
+        first, total = seconds_left(trainer, plan, train)
+        machine = f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device.type}, {torch.get_num_threads()} threads"
+        trainer.logger.info(
+            set_color("Estimated time", "blue") + f": {told(first)} for the first epoch and its validation, at most "
+            f"{told(total)} in all ({machine})"
+        )
 
 
 def seconds_left(trainer: GMCTrainer, stages: list[tuple[Stage, int, int]], rows: SequenceRows) -> tuple[float, float]:

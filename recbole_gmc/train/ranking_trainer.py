@@ -6,7 +6,6 @@ from collections import OrderedDict
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.trainer import Trainer
@@ -16,6 +15,7 @@ from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.ranking import rank_rows
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.model.gmc import GMC
+from recbole_gmc.places import checkpoint_dir
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ class RankingTrainer(Trainer):
         if self.settings.cpu_threads:
             torch.set_num_threads(self.settings.cpu_threads)
         self.lists = ListEvaluator(config, self.eval_collector)
-        self.saved_model_file = str(run_files.checkpoint_folder(config))
+        self.saved_model_file = str(checkpoint_dir(config))
         self.record = state.RunRecord()
         self._valid_data: Any = None
 
@@ -57,7 +57,7 @@ class RankingTrainer(Trainer):
         users = tuple(eval_data._dataset.original_user_token(rows.user))
         table = self.rank(rows.to(self.device), users, show_progress)
         self._say_what_is_short(table)
-        result = self.lists(table, self._item_ids())
+        result = self._metrics(table)
         if self._valid_data is not None and eval_data is not self._valid_data:
             self.record.seconds["test"] = perf_counter() - started
             run_files.write_results(self, table, result)
@@ -81,10 +81,10 @@ class RankingTrainer(Trainer):
         return rank_rows(self.model.recommender(domains), items, rows, users, show_progress)
 
     def _measure(self, rows: SequenceRows, show_progress: bool = False) -> Result:
-        return self.lists(self.rank(rows, show_progress=show_progress), self._item_ids())
+        return self._metrics(self.rank(rows, show_progress=show_progress))
 
-    def _item_ids(self) -> np.ndarray:
-        return torch.argsort(self.model.row_of_item)[1:].cpu().numpy()
+    def _metrics(self, table: TopKTable) -> Result:
+        return self.lists(table, self.model.item_of_row.cpu().numpy())
 
     def _rounded(self, result: Result) -> Result:
         places = self.config["metric_decimal_place"]

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole.config import Config
-
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
@@ -16,17 +14,13 @@ from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import hash_file, hash_of, write_json
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.gmc import GMC
-from recbole_gmc.places import checkpoint_dir, run_dir
+from recbole_gmc.places import run_dir
 from recbole_gmc.train import checkpoint
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
 from recbole_gmc.train.config_json import to_json
 
 if TYPE_CHECKING:
     from recbole_gmc.train.trainer import GMCTrainer
-
-
-def checkpoint_folder(config: Config) -> Path:
-    return checkpoint_dir(config)
 
 
 def input_hashes(dataset: GMCDataset) -> dict[str, str]:

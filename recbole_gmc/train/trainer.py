@@ -75,7 +75,7 @@ class GMCTrainer(RankingTrainer):
         valid = SequenceRows.of(valid_data._dataset).to(self.device) if valid_data else None
         watched = self._watched(valid)
         self._set_ids(dataset, show_progress)
-        self._log_estimate(train, watched)
+        estimate.log(self, train, watched)
         if saved and self._pending is None:
             self._write()  # from here on the run can be resumed
         loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
@@ -203,21 +203,6 @@ class GMCTrainer(RankingTrainer):
         if self.stage.domain is None:
             return list(self.model.t5.parameters())
         return list(self.model.adapters.train_parameters(self.stage.domain))
-
-    def _log_estimate(self, train: SequenceRows, watched: SequenceRows | None) -> None:
-        domains = self.model.items.domains if self.lora.enabled else ()
-        plan = [(Stage.unified(self.config, self.settings), len(train), len(watched) if watched else 0)]
-        for position, domain in enumerate(domains):
-            seen = int((watched.domain == position).sum()) if watched else 0
-            plan.append((Stage.adapter(domain, self.lora), int((train.domain == position).sum()), seen))
-        plan = [entry for entry in plan if entry[0].name not in self.record.done]
-        if plan:
-            first, total = estimate.seconds_left(self, plan, train)
-            machine = f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}, {torch.get_num_threads()} threads"
-            self.logger.info(
-                set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its "
-                f"validation, at most {estimate.told(total)} in all ({machine})"
-            )
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
 
