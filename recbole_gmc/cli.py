@@ -23,6 +23,7 @@ usage: {PROGRAM}                                   quick start: GMC on data that
        {PROGRAM} --model=GMC --dataset=<name> [--config_files="a.yaml b.yaml"] [--<key>=<value> ...]
        {PROGRAM} --resume=<run folder>             goes on with an interrupted run
        {PROGRAM} models                            registered models and their property files
+       {PROGRAM} speed                             this project's ways against the usual ones, measured
        {PROGRAM} --version
 
 A run prints one table, a row a domain, and leaves its files in run_dir (default runs/<model>-<dataset>-<time>-<id>).
@@ -83,8 +84,12 @@ def _command(arguments: list[str]) -> Callable[[], Any]:
         if arguments[1:]:
             raise SettingError(f"takes no arguments, not {arguments[1]!r}", where="models", mend=_see("models --help"))
         return print_models
+    if word == "speed":
+        from recbole_gmc.speed import command
+
+        return lambda: print(command.HELP, end="") if "--help" in arguments else command.run(arguments[1:])
     if word is not None:
-        known = keys.nearest(word, ["models"])
+        known = keys.nearest(word, ["models", "speed"])
         raise SettingError(f"unknown command {word!r}{known}", mend=_see("--help"))
     if "--help" in arguments:
         return lambda: print(RUN_HELP, end="")

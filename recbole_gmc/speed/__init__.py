@@ -1,0 +1,1 @@
+"""The benchmark: this project's ways against the usual ones."""

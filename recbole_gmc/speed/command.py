@@ -1,0 +1,141 @@
+"""The speed command: which parts are measured, the table they print, and speed.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recbole_gmc import keys
+from recbole_gmc.errors import SettingError
+from recbole_gmc.files import write_json
+from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
+
+PARTS = ("decode", "train", "tokenizer", "trie")
+NUMBERS = {"threads": 1, "rounds": 1, "seed": 0}  # flag: the least it may be
+FLAGS = ("output", "device", "run", "data_path", "tiny", *NUMBERS)
+
+HELP = """\
+usage: recbole-gmc speed [decode|train|tokenizer|trie ...] [--<flag>=<value> ...]
+
+Measures this project's ways against the usual ones in one process: the same weights and data, both in turn, several
+rounds, in CPU seconds of this process, and whether both gave the same answer. Without a part all four are measured.
+Prints a table and writes speed.json.
+
+  --output     the folder for speed.json (default: the working folder)
+  --device     cpu (default) or cuda
+  --threads    threads of torch (default 1)
+  --rounds     rounds of each way (default 5)
+  --run        a run folder: its trained weights and its data are measured, too
+  --data_path  the folder of domains that the parts on real data take (default dataset/, if it is there)
+  --seed       of weights and synthetic data (default 2020)
+  --tiny       sizes of a test; the figures mean nothing
+"""
+
+
+def parse(arguments: Sequence[str]) -> tuple[tuple[str, ...], SpeedOptions, Path]:
+    """The words after ``speed``: the parts, their options, and the folder for speed.json.
+
+    Raises:
+        SettingError: an unknown part or flag, a flag without or with a bad value, or a device that is not here.
+    """
+    parts: list[str] = []
+    values: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            parts += [part for part in word.split(",") if part]
+            continue
+        flag, equals, value = word[2:].partition("=")
+        if not word.startswith("--") or flag not in FLAGS:
+            raise SettingError(f"unknown flag {word!r}{keys.nearest(flag, FLAGS)}", "speed", "See `speed --help`")
+        if not equals and flag != "tiny":
+            if not rest or rest[0].startswith("--"):
+                raise SettingError("has no value", f"--{flag}", f"Write --{flag}=value")
+            value = rest.pop(0)
+        values[flag] = value
+    for part in parts:
+        if part not in PARTS:
+            raise SettingError(
+                f"unknown part {part!r}{keys.nearest(part, PARTS)}", "speed", f"Known: {', '.join(PARTS)}"
+            )
+    output = Path(values.pop("output", "."))
+    return tuple(part for part in PARTS if part in parts or not parts), _options(values), output
+
+
+def _options(values: dict[str, str]) -> SpeedOptions:
+    given: dict[str, Any] = {"tiny": "tiny" in values}
+    for flag, least in NUMBERS.items():
+        if flag in values:
+            if not values[flag].isdecimal() or int(values[flag]) < least:
+                raise SettingError(f"{values[flag]!r} is not a number >= {least}", f"--{flag}", f"Write --{flag}=5")
+            given[flag] = int(values[flag])
+    if "device" in values:
+        given["device"] = _device(values["device"])
+    if "run" in values:
+        given["run"] = _folder("run", values["run"])
+    if "data_path" in values:
+        given["data_path"] = _folder("data_path", values["data_path"])
+    elif Path("dataset").is_dir():
+        given["data_path"] = Path("dataset")
+    return dataclasses.replace(SpeedOptions(), **given)
+
+
+def _folder(flag: str, value: str) -> Path:
+    if not Path(value).is_dir():
+        raise SettingError(f"no folder {value!r}", f"--{flag}", f"Write --{flag}=<folder>")
+    return Path(value)
+
+
+def _device(name: str) -> str:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = None
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise SettingError(f"{name!r} is no device of this machine", "--device", "Write --device=cpu")
+    return name
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Measures, prints and writes; returns what speed.json holds."""
+    parts, options, output = parse(arguments)
+    torch.set_num_threads(options.threads)
+    report: dict[str, Any] = {}
+    rows: list[tuple[str, Row]] = []
+    for part in parts:
+        found: PartResult = importlib.import_module(f"recbole_gmc.speed.{part}").measure(options)
+        report[part] = found.figures
+        rows += [(part, row) for row in found.rows]
+    report["machine"] = machine(options)
+    print(table(rows))
+    write_json(output / "speed.json", report)
+    print(f"{describe(report['machine'])}\nwritten: {output / 'speed.json'}")
+    return report
+
+
+def table(rows: Sequence[tuple[str, Row]]) -> str:
+    """The rows of all parts as aligned text."""
+    lines = [("part", "figure", "ours", "reference", "ratio", "rounds", "same answer")]
+    for part, row in rows:
+        spread = f"{row.spread[0]:.1f} to {row.spread[1]:.1f}" if row.spread else ""
+        ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
+        same = "" if row.same is None else "yes" if row.same else "NO"
+        lines.append((part, row.title, row.ours, row.reference, ratio, spread, same))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)  # fmt: skip
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The machine in a line."""
+    rates = "; ".join(
+        f"{precision} " + ", ".join(f"{way} {rate:.0f}" for way, rate in found.items())
+        for precision, found in facts["gflops"].items()
+    )
+    return f"{facts['device']}, {facts['threads']} thread(s), torch {facts['torch']}; GFLOP/s: {rates}"

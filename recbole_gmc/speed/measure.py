@@ -1,0 +1,200 @@
+"""How the speed command measures: two ways in turn, in seconds of this process, and the machine they ran on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+GEMM_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 192, 768), (4096, 576, 576))
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """What a part may use.
+
+    Attributes:
+        device: ``cpu`` or a cuda device.
+        threads: torch's threads, already set when a part runs.
+        rounds: times that each way is measured; a part may take fewer where one round takes minutes.
+        seed: of weights and synthetic data.
+        run: a run folder with a trained checkpoint, or ``None`` for random weights only.
+        data_path: the folder of real domains, or ``None`` where there is none.
+        tiny: sizes that take a second, for tests; the figures then mean nothing.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    rounds: int = 5
+    seed: int = 2020
+    run: Path | None = None
+    data_path: Path | None = None
+    tiny: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the printed table.
+
+    Attributes:
+        title: what was measured.
+        ours: this project's way, with its unit, as in ``4.3 ms/user``.
+        reference: the usual way, or what the figure is held against.
+        ratio: reference over ours, or ``None`` where the figure is no ratio.
+        spread: smallest and largest ratio of all rounds, or ``None``.
+        same: whether both gave the same answer, or ``None`` where there is nothing to compare.
+    """
+
+    title: str
+    ours: str
+    reference: str = ""
+    ratio: float | None = None
+    spread: tuple[float, float] | None = None
+    same: bool | None = None
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """A part's entry of speed.json (numbers, words, lists and dicts only) and its lines of the table."""
+
+    figures: dict[str, Any]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds a unit of work, one number a round, of both ways."""
+
+    ours: tuple[float, ...]
+    reference: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(there / here for here, there in zip(self.ours, self.reference, strict=True))
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        return min(self.ratios), max(self.ratios)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Median seconds a unit: ours, the reference's."""
+        return statistics.median(self.ours), statistics.median(self.reference)
+
+    def figures(self) -> dict[str, float]:
+        """``ratio``, ``ratio_min``, ``ratio_max`` and both medians, as they stand in speed.json."""
+        ours, reference = self.seconds
+        low, high = self.spread
+        return {
+            "ratio": self.ratio,
+            "ratio_min": low,
+            "ratio_max": high,
+            "seconds": ours,
+            "reference_seconds": reference,
+            "rounds": len(self.ours),
+        }
+
+
+def clock(device: str) -> float:
+    """Seconds of CPU of this process, all threads together; on cuda seconds of time with the device at rest."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def timed(work: Callable[[], Any], device: str = "cpu") -> float:
+    """Seconds (see ``clock``) that ``work`` takes."""
+    begin = clock(device)
+    work()
+    return clock(device) - begin
+
+
+def alternate(
+    ours: Callable[[], Any],
+    reference: Callable[[], Any],
+    rounds: int,
+    device: str = "cpu",
+    units: tuple[float, float] = (1, 1),
+    warm: bool = True,
+) -> Comparison:
+    """Measures both ways in turn, so that a slow minute of a shared machine falls on both.
+
+    Args:
+        ours, reference: one round of work each.
+        rounds: how many rounds count.
+        units: how much work a round of each does; seconds are divided by it.
+        warm: whether a round of each goes first and does not count.
+    """
+    if warm:
+        ours(), reference()
+    here, there = [], []
+    for _ in range(rounds):
+        here.append(timed(ours, device) / units[0])
+        there.append(timed(reference, device) / units[1])
+    return Comparison(tuple(here), tuple(there))
+
+
+def gemm_rates(precision: str, device: str, seconds: float = 0.15) -> dict[str, float]:
+    """The best GFLOP/s of each matrix product that torch offers here, over several shapes.
+
+    Args:
+        precision: ``fp32`` or ``bf16``; products of another precision do not count.
+        seconds: how long each shape and way is measured.
+    """
+    rates: dict[str, float] = {}
+    for rows, inner, columns in GEMM_SHAPES:
+        left = torch.randn(rows, inner, device=device).to(PRECISIONS[precision])
+        weight = torch.randn(columns, inner, device=device).to(PRECISIONS[precision])
+        for name, product in _products(left, weight).items():
+            product()
+            count, begin = 0, clock(device)
+            while (spent := clock(device) - begin) < seconds:
+                product()
+                count += 1
+            rates[name] = max(rates.get(name, 0.0), 2e-9 * rows * inner * columns * count / spent)
+    return rates
+
+
+def _products(left: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    ways: dict[str, Callable[[], Any]] = {"torch": lambda: F.linear(left, weight)}
+    if left.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        ways["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
+    return ways
+
+
+def machine(options: SpeedOptions) -> dict[str, Any]:
+    """What the figures were measured on: processor, instructions, threads, versions, GEMM rates in GFLOP/s."""
+    cuda = options.device.startswith("cuda")
+    seconds = 0.01 if options.tiny else 0.15
+    return {
+        "device": torch.cuda.get_device_name(options.device) if cuda else _processor(),
+        "instructions": None if cuda else torch.backends.cpu.get_cpu_capability(),
+        "threads": options.threads,
+        "clock": "seconds" if cuda else "CPU seconds",
+        "gflops": {precision: gemm_rates(precision, options.device, seconds) for precision in PRECISIONS},
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
