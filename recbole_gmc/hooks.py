@@ -60,17 +60,27 @@ def _refuse_domains(config: Any, model: str, dataset: str) -> None:
             file = None
         domains = file is not None and {"domains", "embedded_data"} & set(read_yaml(file))
     if domains:
-        raise SettingError(
-            f"{model} takes one domain at a time",
-            where="domains",
-            mend=f"`python run_recbole_gmc.py --model={model} --dataset={dataset} ...` runs it once a domain",
-        )
+        raise _takes_one_domain(model, dataset)
+
+
+def _takes_one_domain(model: str, dataset: str) -> SettingError:
+    return SettingError(
+        f"{model} takes one domain at a time",
+        where="domains",
+        mend=f"`python run_recbole_gmc.py --model={model} --dataset={dataset} ...` runs it once a domain",
+    )
 
 
 def get_final_config_dict(inner: Callable, config: Any) -> dict[str, Any]:
     """Checks the settings of a registered model before RecBole looks at them."""
     final = inner(config)
-    return keys.check(final, config.dataset) if registry.entry(config.model) else final
+    entry = registry.entry(config.model)
+    if entry is None:
+        return final
+    final = keys.check(final, config.dataset, getattr(config.model_class, "own_settings", ()))
+    if not entry.union and len(final.get("domains") or ()) > 1:
+        raise _takes_one_domain(config.model, config.dataset)
+    return final
 
 
 def set_default_parameters(inner: Callable, config: Any) -> None:

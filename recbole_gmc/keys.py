@@ -107,8 +107,11 @@ def refuse_unknown(given: Iterable[str]) -> None:
             )
 
 
-def check(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
+def check(settings: Mapping[str, Any], dataset: str, groups: Iterable[type] = ()) -> dict[str, Any]:
     """Checks the merged settings of a run of a registered model, and fills in what RecBole would complete otherwise.
+
+    Args:
+        groups: settings classes of the model's own.
 
     Raises:
         SettingError: a value of the wrong type or range, or one that the plugin cannot honour, with the reason.
@@ -117,7 +120,7 @@ def check(settings: Mapping[str, Any], dataset: str) -> dict[str, Any]:
     safe_name(dataset, "dataset")
     if isinstance(settings.get("domains"), str):
         settings["domains"] = [settings["domains"]]
-    for group in (*GROUPS, RecBoleSettings):
+    for group in (*GROUPS, RecBoleSettings, *groups):
         read(group, settings)
     _check_domains(read(DataSettings, settings).domains)
     if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:

@@ -24,7 +24,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Recommender:
     """
     found = Checkpoint(folder)
     with torch.random.fork_rng(devices=[]):
-        t5 = build_t5(read(T5Settings, found.config), Vocabulary(found.ids.levels, found.ids.codebook_size))
+        t5 = build_t5(read(T5Settings, found.config), Vocabulary.of(found.ids))
         found.load_into(t5)
         states = dict.fromkeys(found.ids.items.domains, t5.state_dict())
         if found.adapters is not None:

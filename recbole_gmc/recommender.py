@@ -52,7 +52,7 @@ class Recommender:
     ) -> None:
         self.ids, self.max_items, self.decode = ids, max_items, decode
         self.device = torch.device(device)
-        self.vocabulary = Vocabulary(ids.levels, ids.codebook_size)
+        self.vocabulary = Vocabulary.of(ids)
         self._codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.device)
         self._searches = {}
         for domain, state in states.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +28,14 @@ class GMC(SequentialRecommender):
 
     RecBole builds the model before any tokenizer exists and calls ``predict`` on it to count FLOPs, so every item
     starts with a placeholder code; ``set_semantic_ids`` gives the real ones.
+
+    Attributes:
+        label: what a reader of the results must know of the setting; empty for the method as published.
+        own_settings: settings classes that a subclass adds.
     """
+
+    label: str = ""
+    own_settings: ClassVar[tuple[type, ...]] = ()
 
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         super().__init__(config, dataset)
@@ -37,7 +45,9 @@ class GMC(SequentialRecommender):
         self.max_items: int = config["MAX_ITEM_LIST_LENGTH"]
         self.items = dataset.items
         self.vocabulary = Vocabulary(tokenizer.levels, tokenizer.codebook_size)
-        self.t5 = build_t5(read(T5Settings, config), self.vocabulary)
+        self.seed: int = config["seed"]
+        self.t5_settings = read(T5Settings, config)
+        self.t5 = build_t5(self.t5_settings, self.vocabulary)
         self.adapters: DomainAdapters | None = None
         self.semantic_ids: SemanticIds | None = None
         self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
@@ -53,7 +63,15 @@ class GMC(SequentialRecommender):
         return torch.stack(columns[::-1], 1)
 
     def set_semantic_ids(self, ids: SemanticIds) -> None:
-        """Replaces the placeholder codes; the IDs must be for exactly this model's items."""
+        """Replaces the placeholder codes; the IDs must be for exactly this model's items.
+
+        A T5 that lacks their tokens makes way for a fresh one, whose weights follow from the run's seed alone.
+        """
+        if (needed := Vocabulary.of(ids)) != self.vocabulary:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self.t5 = build_t5(self.t5_settings, needed).to(self.codes.device)
+            self.vocabulary = needed
         self.semantic_ids = ids
         self.codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.codes.device)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from recbole_gmc.errors import GMCError
+
+if TYPE_CHECKING:
+    from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 PAD = 0
 EOS = 1
@@ -17,8 +21,9 @@ SPECIAL = 2
 class Vocabulary:
     """Padding, end of sequence, and ``levels`` x ``codebook_size`` codes, each level with tokens of its own.
 
-    Code ``c`` of level ``l`` (both from 0) is token ``2 + l * codebook_size + c``. There is no token for a domain or a
-    user. Decoding starts with the padding token, as T5 does.
+    Code ``c`` of level ``l`` (both from 0) is token ``2 + l * codebook_size + c``; where the levels share their codes
+    (``shared``, for IDs that are words) it is token ``2 + c``. There is no token for a domain or a user. Decoding
+    starts with the padding token, as T5 does.
 
     Example:
         >>> words = Vocabulary(levels=2, codebook_size=4)
@@ -28,14 +33,20 @@ class Vocabulary:
 
     levels: int
     codebook_size: int
+    shared: bool = False
+
+    @classmethod
+    def of(cls, ids: SemanticIds) -> Vocabulary:
+        """The tokens that these IDs need."""
+        return cls(ids.levels, ids.codebook_size, ids.words is not None)
 
     @property
     def size(self) -> int:
-        return SPECIAL + self.levels * self.codebook_size
+        return SPECIAL + self.codebook_size * (1 if self.shared else self.levels)
 
     def level(self, number: int) -> slice:
         """The tokens of one level, as a slice of the vocabulary."""
-        start = SPECIAL + number * self.codebook_size
+        start = SPECIAL + (0 if self.shared else number * self.codebook_size)
         return slice(start, start + self.codebook_size)
 
     def tokens(self, codes: torch.Tensor) -> torch.Tensor:
@@ -62,7 +73,7 @@ class Vocabulary:
         return codes
 
     def _offsets(self, device: torch.device) -> torch.Tensor:
-        return SPECIAL + self.codebook_size * torch.arange(self.levels, device=device)
+        return SPECIAL + (0 if self.shared else self.codebook_size) * torch.arange(self.levels, device=device)
 
     def _check_levels(self, values: torch.Tensor) -> None:
         if values.dim() == 0 or values.shape[-1] != self.levels:

@@ -16,6 +16,7 @@ from recbole_gmc.tokenizer.assign import duplicate_rows, repair_codes
 
 FORMAT = "recbole_gmc.semantic_ids/1"
 MANIFEST = "manifest.json"
+WORDS = "words.json"
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,18 @@ class SemanticIds:
     """``codes`` is int32 [items, L], row-aligned with ``items``; a code is in ``[0, codebook_size)``.
 
     The same codes may stand for two items of different domains (each domain has its own prefix tree), never for two
-    items of one domain.
+    items of one domain. Each level has codes of its own, unless IDs are texts: then ``words`` says what a code stands
+    for at every level, and an empty word ends a short text.
 
     Raises:
-        TokenizerError: wrong shape, a code out of range, or two items of one domain with equal codes.
+        TokenizerError: wrong shape, a code out of range, two items of one domain with equal codes, or another number
+            of words than codes.
     """
 
     items: ItemIndex
     codes: np.ndarray
     codebook_size: int
+    words: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
@@ -42,6 +46,8 @@ class SemanticIds:
             )
         if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise TokenizerError(f"A code lies outside 0..{self.codebook_size - 1}", where="codebook_size")
+        if self.words is not None and len(self.words) != self.codebook_size:
+            raise TokenizerError(f"{len(self.words)} words for {self.codebook_size} codes")
         codes = np.array(codes, dtype=np.int32, order="C")
         codes.flags.writeable = False
         object.__setattr__(self, "codes", codes)
@@ -60,19 +66,30 @@ class SemanticIds:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hash_of(self.items.fingerprint, self.codes, self.codebook_size)
+        words = [] if self.words is None else [list(self.words)]
+        return hash_of(self.items.fingerprint, self.codes, self.codebook_size, *words)
 
     def for_domain(self, domain: str) -> np.ndarray:
         """Codes [n, L] of one domain, in the order of its tokens."""
         return self.codes[self.items.rows(domain)]
 
+    def text(self, row: int) -> str:
+        """The words of one item's ID, joined by blanks; needs ``words``."""
+        return " ".join(filter(None, (self.words[code] for code in self.codes[row])))  # type: ignore[index]
+
     def export(self, folder: str | Path) -> list[Path]:
-        """Writes ``<D>.index.json`` for every domain into ``folder`` and returns the paths."""
+        """Writes ``<D>.index.json`` for every domain into ``folder`` and returns the paths.
+
+        Where IDs are texts, ``<D>.text.json`` beside it has them in words.
+        """
         paths = []
         for domain in self.items.domains:
             path = Path(folder) / index_file.name_of(domain)
             index_file.write(path, self.items.tokens[domain], self.for_domain(domain))
             paths.append(path)
+            if self.words is not None:
+                rows = enumerate(self.items.tokens[domain], self.items.rows(domain).start)
+                write_json(Path(folder) / f"{domain}.text.json", {token: self.text(row) for row, token in rows})
         return paths
 
     def save(self, folder: str | Path) -> None:
@@ -90,6 +107,8 @@ class SemanticIds:
                 "fingerprint": self.fingerprint,
             }
             write_json(work / MANIFEST, manifest)
+            if self.words is not None:
+                write_json(work / WORDS, list(self.words))
 
     @classmethod
     def load(cls, folder: str | Path) -> SemanticIds:
@@ -111,7 +130,8 @@ class SemanticIds:
                 tokens[domain] = codes[domain].keys()
             items = ItemIndex.of(tokens)
             rows = [codes[d][token] for d, names in items.tokens.items() for token in names]
-            ids = cls(items, np.array(rows, dtype=np.int32).reshape(len(items), levels), size)
+            words = tuple(read_json(folder / WORDS)) if (folder / WORDS).is_file() else None
+            ids = cls(items, np.array(rows, dtype=np.int32).reshape(len(items), levels), size, words)
             expected = manifest["items"], manifest["fingerprint"]
         except CheckpointError:
             raise
