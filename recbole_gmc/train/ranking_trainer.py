@@ -50,7 +50,7 @@ class RankingTrainer(Trainer):
             return None
         if load_best_model:
             checkpoint = Checkpoint(model_file or self.saved_model_file)
-            run_files.put(checkpoint, self.model)
+            self._put(checkpoint)
             self.logger.info(f"Loading model structure and parameters from {checkpoint.folder}")
         started = perf_counter()
         rows = SequenceRows.of(eval_data._dataset)
@@ -60,9 +60,16 @@ class RankingTrainer(Trainer):
         result = self._metrics(table)
         if self._valid_data is not None and eval_data is not self._valid_data:
             self.record.seconds["test"] = perf_counter() - started
-            run_files.write_results(self, table, result)
+            self._write_results(table, result)
         self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
         return self._rounded(result)
+
+    def _put(self, checkpoint: Checkpoint) -> None:
+        """Loads a checkpoint into the model."""
+        run_files.put(checkpoint, self.model)
+
+    def _write_results(self, table: TopKTable, result: Result) -> None:
+        run_files.write_results(self, table, result)
 
     def _say_what_is_short(self, table: TopKTable) -> None:
         if outside := int((table.target < 0).sum()):

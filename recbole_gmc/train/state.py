@@ -13,7 +13,7 @@ from torch import Tensor
 from recbole_gmc.train.checkpoint import Progress
 
 if TYPE_CHECKING:
-    from recbole_gmc.train.trainer import GMCTrainer
+    from recbole_gmc.train.stages import StageTrainer
 
 
 @dataclass
@@ -42,7 +42,7 @@ class RunRecord:
         return cls(**facts)
 
 
-def take(trainer: GMCTrainer, next_epoch: int, latest: dict[str, Tensor]) -> Progress:
+def take(trainer: StageTrainer, next_epoch: int, latest: dict[str, Tensor]) -> Progress:
     """The state at the end of an epoch or, with no stage under way, between stages."""
     facts: dict[str, Any] = {"record": trainer.record.facts(), "stage": None}
     tensors = {"random.torch": torch.get_rng_state(), "random.shuffle": trainer.shuffle.get_state()}
@@ -62,7 +62,7 @@ def take(trainer: GMCTrainer, next_epoch: int, latest: dict[str, Tensor]) -> Pro
     return Progress(facts, tensors)
 
 
-def _put_random(progress: Progress, trainer: GMCTrainer) -> None:
+def _put_random(progress: Progress, trainer: StageTrainer) -> None:
     """Shuffling and dropout go on where they stood; nothing else in training draws at random."""
     torch.set_rng_state(progress.tensors["random.torch"])
     trainer.shuffle.set_state(progress.tensors["random.shuffle"])
@@ -70,7 +70,7 @@ def _put_random(progress: Progress, trainer: GMCTrainer) -> None:
         torch.cuda.set_rng_state(progress.tensors["random.cuda"])
 
 
-def put_stage(progress: Progress, trainer: GMCTrainer) -> None:
+def put_stage(progress: Progress, trainer: StageTrainer) -> None:
     """Counters, optimiser and latest weights of the stage that was under way; the loaded weights are its best."""
     facts = progress.facts
     _put_random(progress, trainer)

@@ -2,95 +2,51 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
-from recbole.utils import calculate_valid_score, dict2str, set_color
+from recbole.utils import calculate_valid_score
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
-from recbole_gmc.files import hash_of
 from recbole_gmc.model.gmc import GMC
 from recbole_gmc.model.seq2seq import length_chunks
 from recbole_gmc.settings import LoraSettings, read
-from recbole_gmc.train import estimate, run_files, state, unified_cache
-from recbole_gmc.train.checkpoint import Checkpoint, Progress
-from recbole_gmc.train.precision import use_bf16
+from recbole_gmc.train import estimate, run_files, unified_cache
+from recbole_gmc.train.checkpoint import Progress
 from recbole_gmc.train.prepare import semantic_ids
-from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
+from recbole_gmc.train.stages import StageTrainer
 
 
-class GMCTrainer(RankingTrainer):
-    """RecBole's Trainer with its ``fit`` loop run once a stage.
+class GMCTrainer(StageTrainer):
+    """Semantic IDs, then the unified recommender, then one adapter a domain.
 
-    Epochs, validation, early stopping, log lines and TensorBoard are RecBole's. What differs is the unit of work: rows
-    of item sequences that stay on the device, an i.i.d. batch cut into chunks of similar length, and evaluation from
-    lists.
+    A batch is i.i.d. and cut into chunks of similar length.
     """
+
+    model: GMC
 
     def __init__(self, config: Config, model: GMC) -> None:
         super().__init__(config, model)
         self.lora = read(LoraSettings, config)
-        self.bf16 = use_bf16(self.settings.precision, self.device, bool(self.enable_amp))
-        self.shuffle = torch.Generator().manual_seed(config["seed"])
-        self.stage: Stage | None = None
-        self.best: dict[str, Tensor] = {}
-        self._pending: Progress | None = None  # of a resumed checkpoint, until its stage is entered
-        self._saved = False
+        self._identity: dict[str, Tensor] = {}
 
     # ---- the stages ----------------------------------------------------------------------------------------------
 
-    def fit(
-        self,
-        train_data: Any,
-        valid_data: Any = None,
-        verbose: bool = True,
-        saved: bool = True,
-        show_progress: bool = False,
-        callback_fn: Any = None,
-    ) -> tuple[float, Result | None]:
-        """Runs all stages and leaves the best weights in memory and, if ``saved``, on disk.
-
-        Returns:
-            Validation score and result over all users, after the adapters.
-        """
-        self._valid_data, self._saved = valid_data, saved
-        if self.config["resume"]:
-            self.resume_checkpoint(self.config["resume"])
-        dataset = train_data._dataset
-        self.eval_collector.data_collect(train_data)
-        train = SequenceRows.of(dataset)
-        if self.settings.max_prefixes:
-            train = train.last_prefixes(self.settings.max_prefixes)
-        train = train.to(self.device)
-        valid = SequenceRows.of(valid_data._dataset).to(self.device) if valid_data else None
-        watched = self._watched(valid)
+    def _prepare(self, dataset: Any, train: SequenceRows, watched: SequenceRows | None, show_progress: bool) -> None:
         self._set_ids(dataset, show_progress)
         estimate.log(self, train, watched)
-        if saved and self._pending is None:
-            self._write()  # from here on the run can be resumed
-        loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
+
+    def _stages(
+        self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
+    ) -> None:
         self._fit_unified(train, watched, loop)
         if self.lora.enabled and self.lora.epochs:
             self._fit_adapters(train, valid, watched, loop)
-        if valid is not None:
-            result = self._measure(valid, show_progress)
-            self.best_valid_score = calculate_valid_score(result, self.valid_metric)
-            self.best_valid_result = self._rounded(result)
-            if verbose:
-                self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.best_valid_result))
-        if saved:
-            self._write()
-        return self.best_valid_score, self.best_valid_result
 
     def _set_ids(self, dataset: Any, show_progress: bool) -> None:
         if self.record.inputs:  # resumed: the IDs came with the checkpoint
@@ -130,62 +86,15 @@ class GMCTrainer(RankingTrainer):
         if adapters.backbone_fingerprint() != before:
             raise RunError("the unified recommender changed while its adapters were trained", mend="This is a bug")
 
-    def _run(
-        self,
-        stage: Stage,
-        train: SequenceRows,
-        watched: SequenceRows | None,
-        loop: dict[str, Any],
-        every: SequenceRows | None = None,
-    ) -> None:
-        """One stage in RecBole's loop, its best weights put in place at the end."""
-        if stage.name in self.record.done:
-            return
-        started = perf_counter()
-        title = set_color("Stage", "pink") + f" {stage.name}"
-        self.logger.info(f"{title}: {len(train):,} rows, {stage.epochs} epochs at most")
-        self._enter(stage, len(train))
-        identity = self.model.adapters.identity(stage.domain) if stage.domain else None
-        if identity and watched is not None and self.start_epoch == 0:  # the adapter as it starts is a candidate
+    def _begin(self, watched: SequenceRows | None) -> None:
+        """The adapter as it starts, which changes nothing, is a candidate."""
+        self._identity = self.model.adapters.identity(self.stage.domain) if self.stage.domain else {}
+        if self._identity and watched is not None and self.start_epoch == 0:
             self.best_valid_score, self.best_valid_result = self._valid_epoch(watched)
-        if len(train) and self.start_epoch < self.epochs:
-            super().fit(train, watched, **loop)
-        if self.best:
-            self.restore(self.best)
-        if identity and every is not None:
-            self._keep_the_better(identity, every)
-        self.record.spend(stage.name, perf_counter() - started)
-        self._finish(stage)
 
-    def _finish(self, stage: Stage) -> None:
-        self.record.done.append(stage.name)
-        self.stage, self.best = None, {}
-        if self._saved:
-            self._write()
-
-    def _seed(self, stage: str) -> None:
-        """Each stage draws from a seed of its own, so it gives the same whether those before it ran or were reused."""
-        seed = int(hash_of(self.config["seed"], stage)[:15], 16)
-        torch.manual_seed(seed)
-        self.shuffle.manual_seed(seed)
-
-    def _enter(self, stage: Stage, rows: int) -> None:
-        """RecBole's counters and a fresh optimiser, or those of the resumed checkpoint if it stopped in this stage."""
-        self.stage, self.best = stage, {}
-        self._seed(stage.name)
-        self.epochs, self.eval_step = stage.epochs, min(stage.eval_step, stage.epochs)
-        self.stopping_step = stage.stopping_step
-        self.start_epoch = self.cur_step = 0
-        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
-        self.best_valid_result = None
-        self.optimizer = self._build_optimizer(
-            params=self._trained(), learning_rate=stage.learning_rate, weight_decay=stage.weight_decay
-        )
-        self.scheduler = LambdaLR(self.optimizer, stage.rate_at(rows))
-        if self._pending is not None and self._pending.facts["stage"] == stage.name:
-            state.put_stage(self._pending, self)
-            self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}")
-        self._pending = None
+    def _end(self, every: SequenceRows | None) -> None:
+        if self._identity and every is not None:
+            self._keep_the_better(self._identity, every)
 
     def _keep_the_better(self, identity: dict[str, Tensor], valid: SequenceRows) -> None:
         """All validation users decide between the adapter and none."""
@@ -204,34 +113,6 @@ class GMCTrainer(RankingTrainer):
             return list(self.model.t5.parameters())
         return list(self.model.adapters.train_parameters(self.stage.domain))
 
-    # ---- an epoch ------------------------------------------------------------------------------------------------
-
-    def _train_epoch(
-        self, train_data: SequenceRows, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
-    ) -> float:
-        """Mean loss over the rows (nats a code)."""
-        if self._saved and epoch_idx > self.start_epoch:  # the epoch before is finished, its validation included
-            self._write(epoch_idx)
-        started = perf_counter()
-        self.model.train()
-        n = len(train_data)
-        order = torch.randperm(n, generator=self.shuffle) if self.config["shuffle"] else torch.arange(n)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        title = set_color(f"Train {epoch_idx:>5}", "pink")
-        for batch in tqdm(order.split(self.stage.batch_size), ncols=100, desc=title, disable=not show_progress):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.backward(train_data.select(batch.to(self.device)))
-            self._check_finite(loss, epoch_idx)
-            if self.clip_grad_norm:
-                clip_grad_norm_(self._trained(), **self.clip_grad_norm)
-            self.optimizer.step()
-            self.scheduler.step()
-            total += loss * len(batch)
-        mean = (total / n).item()
-        seconds = perf_counter() - started
-        self.record.curve.append({"stage": self.stage.name, "epoch": epoch_idx, "loss": mean, "seconds": seconds})
-        return mean
-
     def backward(self, rows: SequenceRows) -> Tensor:
         """Gradient of the mean loss of an i.i.d. batch; chunks of like length save padding and change nothing else."""
         total = torch.zeros((), device=self.device)
@@ -241,24 +122,6 @@ class GMCTrainer(RankingTrainer):
             loss.backward()
             total += loss.detach()
         return total
-
-    def _check_finite(self, loss: Tensor, epoch: int) -> None:
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"the training loss is {loss.item()} in stage {self.stage.name}, epoch {epoch}",
-                mend=f"Lower the learning rate; the last good checkpoint is {self.saved_model_file}",
-            )
-
-    def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
-        result = self._measure(valid_data, show_progress)
-        score = calculate_valid_score(result, self.valid_metric)
-        if score >= self.best_valid_score if self.valid_metric_bigger else score <= self.best_valid_score:
-            self.best = self.snapshot()  # RecBole counts a tie as better, too
-        curve = self.record.curve
-        if not curve or curve[-1]["stage"] != self.stage.name:
-            curve.append({"stage": self.stage.name, "epoch": -1})
-        curve[-1]["valid"] = score
-        return score, self._rounded(result)
 
     # ---- weights and files ---------------------------------------------------------------------------------------
 
@@ -274,24 +137,5 @@ class GMCTrainer(RankingTrainer):
         else:
             self.model.t5.load_state_dict(weights)
 
-    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
-        """RecBole calls this at an improvement; the folder is written once an epoch, when all of it is known."""
-
-    def _write(self, next_epoch: int = 0) -> None:
-        """The best weights so far as the model, the latest ones as the place to go on from."""
-        latest = self.snapshot() if self.stage is not None else {}
-        progress = state.take(self, next_epoch, latest)
-        if self.best:
-            self.restore(self.best)
+    def _save(self, progress: Progress) -> None:
         run_files.save(self, progress)
-        if self.best:
-            self.restore(latest)
-
-    def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder."""
-        checkpoint = Checkpoint(resume_file)
-        self.saved_model_file = str(checkpoint.folder)
-        self._pending = checkpoint.progress()
-        self.record = state.RunRecord.of(self._pending.facts["record"])
-        run_files.put(checkpoint, self.model)
-        self.logger.info(f"Checkpoint loaded. Stages done: {', '.join(self.record.done) or 'none'}")
