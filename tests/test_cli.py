@@ -76,6 +76,25 @@ def test_bad_use_is_one_line_and_status_2(alone, capsys, arguments, message):
     assert sorted(path.name for path in alone.iterdir()) == ["data"], "nothing is written"
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--semantic_ids_path=nowhere", "nowhere"),
+        ("--semantic_ids_path=data/B.index.json", "Domain 'A' has no semantic ID for 'i0'"),
+        ("--text_embedding_path={B: b.npy}", "text_embedding_path: no embedding file for A"),
+        ("--text_embedding_path={A: a.npy}", "a.npy: no such file"),
+        ("--text_encoder=./nowhere", "text_encoder: no folder './nowhere'"),
+        ("--text_encoder=data", "text_encoder data: no config.json names a model"),
+    ],
+)
+def test_files_of_later_stages_are_refused_before_any_work(alone, capsys, flag, message):
+    (alone / "data/B.index.json").write_text('{"other": ["<a_1>", "<b_1>", "<c_1>", "<d_1>"]}')
+    small = ["--d_model=8", "--d_ff=8", "--num_heads=1", "--d_kv=8", "--cache_dir=cache"]
+    assert cli.main(["--model=GMC", "--dataset=A", *RUN, *small, flag]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in alone.iterdir()) == ["data"], "nothing is written"
+
+
 def test_a_failed_run_is_status_1(monkeypatch, capsys):
     def fail(error):
         def run(*args, **kwargs):

@@ -101,6 +101,19 @@ def test_batches_do_not_matter(checkpoints, texts, tmp_path, kind):
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
+def test_the_key_holds_the_checkpoint_and_the_version_of_its_library(checkpoints, tmp_path, monkeypatch):
+    folder, _ = checkpoints["bert"]
+
+    def key(device="cpu", **changes):
+        return pretrained.find(settings(folder, **changes), device).identity
+
+    assert key(batch_tokens=16) == key(batch_tokens=4096) and key("cuda", dtype="float32") == key()
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= key()["files"].keys()
+    before = [key(), key(max_length=9), key(dtype="bfloat16")]
+    monkeypatch.setattr(pretrained.transformers, "__version__", "5.0.0")
+    assert len({json.dumps(one) for one in [*before, key()]}) == 4
+
+
 def test_batches_are_sorted_bounded_and_whole():
     lengths = [3, 50, 7, 7, 1, 20]
     rows = list(pretrained.batches(lengths, 24))

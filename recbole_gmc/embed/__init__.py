@@ -17,13 +17,31 @@ if TYPE_CHECKING:
     import torch
 
     from recbole_gmc.data.text import ItemTexts
+    from recbole_gmc.items import ItemIndex
 
-__all__ = ["TextEmbeddings", "embed", "normalized"]
+__all__ = ["TextEmbeddings", "embed", "normalized", "refuse_missing"]
 
 KIND = "embeddings"
 FORMAT = 1
 
 logger = getLogger("recbole_gmc.embed")
+
+
+def refuse_missing(items: ItemIndex, settings: TextSettings) -> None:
+    """Refuses what ``embed`` would refuse of the files it is to read, weights aside, before any work.
+
+    Raises:
+        EmbeddingError: ready files that do not fit the catalogue, or a checkpoint that is not there.
+        SettingError: a ``text_embedding_path`` that lacks a domain.
+    """
+    if settings.path is not None:
+        from recbole_gmc.embed import ready
+
+        ready.read_all(items, settings.path)
+    elif settings.encoder != "lsa":
+        from recbole_gmc.embed import pretrained
+
+        pretrained.located(settings.encoder)
 
 
 def embed(
@@ -39,8 +57,9 @@ def embed(
     Args:
         texts: one text an item, in the order of its ``ItemIndex``.
         settings: which encoder, or which ready files (``text_embedding_path`` wins over ``text_encoder``).
-        cache_dir: where results are kept, under a key made of the texts, the encoder and the settings. Ready files
-            are read and checked each time instead.
+        cache_dir: where results are kept, under a key made of the items, the texts and the encoder's identity: kind,
+            library version, the settings it heeds, and the checkpoint's files or commit. Ready files are read and
+            checked each time instead.
         device: where a transformers encoder runs.
         progress: shows a progress bar.
 

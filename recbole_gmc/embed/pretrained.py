@@ -86,8 +86,9 @@ class Checkpoint:
 def find(settings: TextSettings, device: str) -> Checkpoint:
     """Looks a checkpoint up by folder or by name, without loading its weights.
 
-    A folder is known by the hashes of its configuration, tokenizer and weights, a name by the hub's commit. Code
-    that comes with a checkpoint is never run, and weights are read from safetensors only.
+    Its identity holds transformers' version, the length limit, the precision, and the checkpoint itself: a folder is
+    known by the hashes of its configuration, tokenizer and weights, a name by the hub's commit. Code that comes with a
+    checkpoint is never run, and weights are read from safetensors only.
 
     Raises:
         EmbeddingError: nothing there, an architecture that transformers lacks, or no safetensors in the folder.
@@ -95,23 +96,38 @@ def find(settings: TextSettings, device: str) -> Checkpoint:
     name, dtype = settings.encoder, settings.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
-    identity: dict[str, Any] = {"encoder": "transformers", "max_length": settings.max_length, "dtype": dtype}
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
-        what = f"no folder {name!r} (tried {folder.absolute()})"
-        raise EmbeddingError(what, KEY, "Give lsa, an existing folder or a checkpoint's name")
-    source = str(folder) if folder.is_dir() else name
-    config = _configuration(source)
-    if folder.is_dir():
-        if not any(folder.glob("*.safetensors")):
-            mend = "Save the weights again with model.save_pretrained(folder), which writes safetensors"
-            raise EmbeddingError("the folder has no .safetensors weights, and no other format is read", source, mend)
+    identity: dict[str, Any] = {
+        "encoder": "transformers",
+        "transformers": transformers.__version__,
+        "max_length": settings.max_length,
+        "dtype": dtype,
+    }
+    source, config = located(name)
+    if (folder := Path(source)).is_dir():
         files = sorted({file for pattern in IDENTITY_FILES for file in folder.glob(pattern) if file.is_file()})
         identity["files"] = {file.name: hash_file(file) for file in files}
         return Checkpoint(source, None, identity, settings, device)
     revision = getattr(config, "_commit_hash", None)
     identity |= {"name": name, "revision": revision}
     return Checkpoint(name, revision, identity, settings, device)
+
+
+def located(name: str) -> tuple[str, Any]:
+    """The folder or hub name that ``text_encoder`` means, and the checkpoint's configuration; weights stay unread.
+
+    Raises:
+        EmbeddingError: as ``find``.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        what = f"no folder {name!r} (tried {folder.absolute()})"
+        raise EmbeddingError(what, KEY, "Give lsa, an existing folder or a checkpoint's name")
+    source = str(folder) if folder.is_dir() else name
+    config = _configuration(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        mend = "Save the weights again with model.save_pretrained(folder), which writes safetensors"
+        raise EmbeddingError("the folder has no .safetensors weights, and no other format is read", source, mend)
+    return source, config
 
 
 def _configuration(source: str) -> Any:
@@ -122,7 +138,8 @@ def _configuration(source: str) -> Any:
         kind = declared.get("model_type")
         # Asked before AutoConfig is: it would offer to run the code of a checkpoint that it does not know.
         if kind not in transformers.CONFIG_MAPPING:
-            raise EmbeddingError(f"transformers has no architecture {kind!r}", f"{KEY} {source}", known)
+            what = f"transformers has no architecture {kind!r}" if kind else "no config.json names a model"
+            raise EmbeddingError(what, f"{KEY} {source}", known)
         config = transformers.AutoConfig.from_pretrained(source)
     except EmbeddingError:
         raise

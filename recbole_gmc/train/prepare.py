@@ -9,10 +9,12 @@ import torch
 from recbole.config import Config
 
 from recbole_gmc.data.domains import GMCDataset
-from recbole_gmc.embed import embed
+from recbole_gmc.embed import embed, refuse_missing
+from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import cache_dir
 from recbole_gmc.settings import TextSettings, TokenizerSettings, read
 from recbole_gmc.tokenizer import tokenize
+from recbole_gmc.tokenizer.kmeans import require_faiss
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 
@@ -23,6 +25,21 @@ class Prepared:
     ids: SemanticIds
     quality: dict[str, Any]
     inputs: dict[str, str]
+
+
+def refuse_unfit(config: Config, items: ItemIndex) -> None:
+    """Refuses files that the stages below are to read and packages that they need, before any work.
+
+    Raises:
+        GMCError: ready embeddings, an encoder or imported IDs that are missing or do not fit the catalogue; no faiss.
+    """
+    refuse_missing(items, read(TextSettings, config))
+    tokenizer = read(TokenizerSettings, config)
+    if tokenizer.ids_path is not None:
+        size, levels, repair = tokenizer.codebook_size, tokenizer.levels, tokenizer.ids_repair
+        SemanticIds.read_index(tokenizer.ids_path, items, size, levels, repair)
+    elif tokenizer.kind == "rkmeans" or tokenizer.kmeans_init:
+        require_faiss()
 
 
 def semantic_ids(config: Config, dataset: GMCDataset, device: torch.device, progress: bool) -> Prepared:

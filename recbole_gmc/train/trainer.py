@@ -17,7 +17,7 @@ from recbole_gmc.model.seq2seq import length_chunks
 from recbole_gmc.settings import LoraSettings, read
 from recbole_gmc.train import estimate, run_files, unified_cache
 from recbole_gmc.train.checkpoint import Progress
-from recbole_gmc.train.prepare import semantic_ids
+from recbole_gmc.train.prepare import refuse_unfit, semantic_ids
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.stages import StageTrainer
 
@@ -31,6 +31,8 @@ class GMCTrainer(StageTrainer):
     model: GMC
 
     def __init__(self, config: Config, model: GMC) -> None:
+        if model.semantic_ids is None and not config["resume"]:
+            refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
         super().__init__(config, model)
         self.lora = read(LoraSettings, config)
         self._identity: dict[str, Tensor] = {}
