@@ -26,6 +26,13 @@ registry.register(
     trainer="recbole_gmc.train.trainer:GMCTrainer",
     dataset="recbole_gmc.data.domains:GMCDataset",
 )
+registry.register(
+    "TIGER",
+    "recbole_gmc.baselines.tiger:TIGER",
+    trainer="recbole_gmc.train.trainer:GMCTrainer",
+    dataset="recbole_gmc.data.domains:GMCDataset",
+    union=False,
+)
 registry.install()
 hooks.install()
 

@@ -57,23 +57,35 @@ class RunFile(logging.FileHandler):
             self._early.append(record)
 
 
+def _end() -> None:
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RunFile)]:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def write_to(folder: Path) -> RunFile:
+    """From here on what is logged goes to this run's folder; a new run in one process has a log of its own."""
+    _end()
+    file = RunFile(folder)
+    file.setFormatter(logging.Formatter(LINE, DATE))
+    file.addFilter(RemoveColorFilter())
+    logging.getLogger().addHandler(file)
+    return file
+
+
 def init_logger(inner: Callable, config: Any) -> None:
     """RecBole's ``init_logger`` writes to ./log; the log of a run of ours goes to its folder.
 
     Runs of ours are those of registered models, and those of RecBole's own that our command line started.
     """
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, RunFile)]:
-        root.removeHandler(handler)  # a new run in one process has a log of its own
-        handler.close()
     if registry.entry(config["model"]) is None and not config["run_dir"]:
+        _end()
         return inner(config)
     colorama.init(autoreset=True)
     level = LEVELS.get(str(config["state"]).lower(), logging.INFO)
-    file = RunFile(run_dir(config))
-    file.setFormatter(logging.Formatter(LINE, DATE))
-    file.addFilter(RemoveColorFilter())
-    root.addHandler(file)
+    write_to(run_dir(config))
     root.setLevel(level)
     if not any(type(handler) is logging.StreamHandler for handler in root.handlers):
         terminal = logging.StreamHandler()

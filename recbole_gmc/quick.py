@@ -37,8 +37,8 @@ def run(
     """Runs a model by name; ``model`` and ``dataset`` may also be named in the files.
 
     Returns:
-        RecBole's result dict for a model that takes all domains at once (the registered ones), and for a RecBole model
-        without a protocol; else a dict domain -> ``DomainRun``.
+        RecBole's result dict for a model of ours that takes all domains at once or is given one, and for a RecBole
+        model without a protocol; else a dict domain -> ``DomainRun``.
 
     Raises:
         SettingError: no model or data set, or a model that does not exist.
@@ -52,41 +52,63 @@ def run(
     hooks.refuse_unknown_model(model)
     with only_program_name():
         entry = registry.entry(model)
-        if entry is not None and entry.union:
+        layer = lookup.dataset_settings(dataset, merged) if entry is None or not entry.union else {}
+        if entry is not None and (entry.union or len(_domains({**layer, **merged}, dataset)) == 1):
             folder = Path(merged.get("run_dir") or new_run_dir(model, dataset))
             with logs.tables_later():
                 result = launch.run(model, dataset, files, {**given, "run_dir": str(folder)}, **processes)
             _show(folder)
             return result
         protocol = protocol_of(model)
-        layer = lookup.dataset_settings(dataset, merged)
-        if protocol is None and not (merged.get("domains") or layer.get("domains")):
+        if entry is None and protocol is None and not (merged.get("domains") or layer.get("domains")):
             return launch.run(model, dataset, files, given, **processes)
         if int(processes.get("nproc") or 1) != 1:
             raise SettingError("runs of single domains use one process", where="nproc", mend="Leave the key out")
         if layer.get("embedded_data"):
             merged["data_path"] = layer["data_path"]
-        return run_domains(model, dataset, {**base_protocol(), **(protocol or {}), **layer, **merged})
+        base = {} if entry else {**base_protocol(), **(protocol or {})}
+        return run_domains(model, dataset, {**base, **layer, **merged})
 
 
 def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Runs a RecBole model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
+    """Runs a model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
     from recbole_gmc.evaluate import single
 
     folder = Path(settings.get("run_dir") or new_run_dir(model, dataset))
-    data = read(DataSettings, {**settings, "domains": settings.get("domains") or [dataset]})
-    for domain in data.domains or ():
+    domains = _domains(settings, dataset)
+    for domain in domains:
         keys.check_domain(domain)
-    _refuse_bad_files(data.domains or (), Path(settings.get("data_path") or "dataset"))
-    theirs = {key: value for key, value in settings.items() if key not in OURS}
-    theirs["run_dir"] = str(folder)
-    shortened = read(TrainSettings, settings).max_prefixes
-    runs = {}
-    for domain in data.domains or ():
-        own = {**theirs, "checkpoint_dir": str(folder / "checkpoint" / domain)}
-        runs[domain] = single.run_domain(model, domain, [], own, shortened)
+    _refuse_bad_files(domains, Path(settings.get("data_path") or "dataset"))
+    if registry.entry(model) is not None:
+        runs = {domain: _run_ours(model, domain, folder, settings) for domain in domains}
+        logs.write_to(folder).begin()
+    else:
+        theirs = {key: value for key, value in settings.items() if key not in OURS}
+        theirs["run_dir"] = str(folder)
+        shortened = read(TrainSettings, settings).max_prefixes
+        runs = {}
+        for domain in domains:
+            own = {**theirs, "checkpoint_dir": str(folder / "checkpoint" / domain)}
+            runs[domain] = single.run_domain(model, domain, [], own, shortened)
     single.write(folder, model, dataset, runs, {"seed": SEED, **settings})
     return runs
+
+
+def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
+    return read(DataSettings, {**settings, "domains": settings.get("domains") or [dataset]}).domains or ()
+
+
+def _run_ours(model: str, domain: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """One domain as a whole run of its own, in a folder inside the run's."""
+    from recbole_gmc.evaluate import single
+
+    own = {key: value for key, value in settings.items() if key not in ("model", "dataset", "embedded_data")}
+    own |= {"domains": [domain], "run_dir": str(folder / "domains" / domain)}
+    if isinstance(own.get("text_fields"), dict):
+        own["text_fields"] = {name: fields for name, fields in own["text_fields"].items() if name == domain} or None
+    with logs.tables_later():
+        launch.run_recbole(model, domain, None, own)
+    return single.read_run(Path(own["run_dir"]), domain)
 
 
 def _show(folder: Path) -> None:

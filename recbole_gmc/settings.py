@@ -124,6 +124,7 @@ class TokenizerSettings:
     scale_input: bool = key("tokenizer_scale_input", True)
     schedule: str = key("tokenizer_lr_schedule", "cosine", choices=("cosine", "constant"))
     clip_grad_norm: float | None = key("tokenizer_clip_grad_norm", 1.0, above=0.0)
+    collisions: str = key("tokenizer_collisions", "move", choices=("move", "count"))
     ids_path: str | None = key("semantic_ids_path", None)
     ids_repair: bool = key("semantic_ids_repair", False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -22,15 +22,19 @@ from recbole_gmc.data.rows import last_of_each
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.files import write_json
+from recbole_gmc.files import read_json, write_json
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.train.checkpoint import Checkpoint
 
 WIDTH = 20  # lists are at least as long as a default beam, so files of all models look alike
 
 
 @dataclass(frozen=True)
 class DomainRun:
-    """One model on one domain: its test lists, unrounded metrics, and what it took."""
+    """One model on one domain: its test lists, unrounded metrics, what it took, and what else its result file says.
+
+    ``label`` tells of a setting that is not the published one.
+    """
 
     table: TopKTable
     result: Mapping[str, float]
@@ -38,6 +42,8 @@ class DomainRun:
     parameters: int
     epochs: int
     seconds: Mapping[str, float]
+    label: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_domain(
@@ -69,6 +75,24 @@ def run_domain(
     seconds = {"train": fitted - started, "test": perf_counter() - fitted}
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     return DomainRun(table, result, best_valid or {}, parameters, len(trainer.train_loss_dict), seconds)
+
+
+FACTS = ("certified", "tokenizer", "reused", "precision", "hashes")
+
+
+def read_run(folder: Path, domain: str) -> DomainRun:
+    """What the run folder of a registered model on one domain holds."""
+    report = read_json(folder / "result.json")
+    return DomainRun(
+        table=TopKTable.read(folder / "topk.tsv", Checkpoint(folder).ids.items),
+        result=report["average"],
+        valid=results.average(report["validation"]["metrics"], (domain,)),
+        parameters=report["parameters"]["model"] + report["parameters"]["adapter"],
+        epochs=sum(report["epochs"].values()),
+        seconds=report["seconds"],
+        label=report["label"],
+        facts={name: report[name] for name in FACTS if name in report},
+    )
 
 
 def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoader:
@@ -134,6 +158,9 @@ def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun],
         "versions": results.versions(),
         "settings": dict(settings),
     }
+    report["label"] = next(iter(runs.values())).label
+    if any(run.facts for run in runs.values()):
+        report["runs"] = {domain: dict(run.facts) for domain, run in runs.items()}
     table.write(folder / "topk.tsv")
     write_json(folder / "result.json", report)
     getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recbole_gmc.errors import EmbeddingError
+from recbole_gmc.errors import EmbeddingError, TokenizerError
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer import index_file, quality
-from recbole_gmc.tokenizer.assign import Assignment, make_unique, repair_codes
+from recbole_gmc.tokenizer.assign import Assignment, make_unique, number_collisions, repair_codes
 from recbole_gmc.tokenizer.kmeans import require_faiss
 from recbole_gmc.tokenizer.learned import Learned
 from recbole_gmc.tokenizer.rkmeans import fit_rkmeans
@@ -72,7 +72,10 @@ def tokenize(
     from recbole_gmc.cache import Cache
 
     cache = Cache(cache_dir)
-    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed, _versions())
+    made_of = asdict(settings)
+    if settings.collisions == "move":  # the only rule once: what was learned then is found again
+        del made_of["collisions"]
+    key = hash_of("tokenize", VERSION, embeddings.fingerprint, made_of, seed, _versions())
     entry = cache.get(KIND, key)
     if entry is None:
         made = _learned(embeddings, settings, seed, device, progress)
@@ -104,13 +107,21 @@ def _learned(
     items, vectors = embeddings.items, embeddings.vectors
     if not all(np.isfinite(vectors[row : row + 8192]).all() for row in range(0, len(vectors), 8192)):
         raise EmbeddingError("The embeddings hold values that are not finite", mend="Make the text embeddings again")
+    count = settings.collisions == "count"
+    if count and settings.levels < 2:
+        mend = "Set it to 2 or more, or tokenizer_collisions to move"
+        raise TokenizerError("one level cannot hold codes and a counter", where="code_levels", mend=mend)
+    quantised = replace(settings, levels=settings.levels - 1) if count else settings
     if settings.kind == "rkmeans":
-        learned = fit_rkmeans(vectors, settings, seed)
+        learned = fit_rkmeans(vectors, quantised, seed)
     else:
         from recbole_gmc.tokenizer.fit import fit_rqvae
 
-        learned = fit_rqvae(items, vectors, settings, seed=seed, device=device, progress=progress)
-    made = make_unique(items, learned.codes, learned.latents, learned.codebooks)
+        learned = fit_rqvae(items, vectors, quantised, seed=seed, device=device, progress=progress)
+    if count:
+        made = number_collisions(items, learned.codes, settings.codebook_size)
+    else:
+        made = make_unique(items, learned.codes, learned.latents, learned.codebooks)
     ids = SemanticIds(items, made.codes, settings.codebook_size)
     figures = _figures(embeddings, settings, learned, made.moved)
     figures["seconds"] = round(time.perf_counter() - start, 2)

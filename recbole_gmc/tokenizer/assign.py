@@ -58,6 +58,26 @@ def make_unique(items: ItemIndex, codes: np.ndarray, latents: np.ndarray, codebo
     return Assignment(result, (result != codes).any(axis=1))
 
 
+def number_collisions(items: ItemIndex, codes: np.ndarray, codebook_size: int) -> Assignment:
+    """TIGER's rule: one more level, which numbers the items of a domain that share their codes [items, L - 1] from 0.
+
+    Raises:
+        TokenizerError: more items share their codes than a level has codes.
+    """
+    number = np.zeros((len(items), 1), dtype=np.int32)
+    for domain in items.domains:
+        rows = items.rows(domain)
+        for group in _groups(codes[rows]):
+            number[rows][group, 0] = np.arange(len(group))
+        if number[rows].size and number[rows].max() >= codebook_size:
+            raise TokenizerError(
+                f"{number[rows].max() + 1} items of domain {domain!r} share their codes, more than codebook_size "
+                f"{codebook_size}",
+                mend="Train the tokenizer longer, give more code_levels, or set tokenizer_collisions to move",
+            )
+    return Assignment(np.concatenate([codes, number], axis=1).astype(np.int32), (number > 0).any(axis=1))
+
+
 def repair_codes(
     items: ItemIndex, codes: np.ndarray, codebook_size: int, vectors: np.ndarray | None = None
 ) -> Assignment:

@@ -93,6 +93,7 @@ def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) 
     adapters = model.adapters
     return {
         **results.head(config["model"], config["dataset"], config["seed"], table, result),
+        "label": model.label,
         "validation": {"score": _finite(trainer.best_valid_score), "metrics": dict(trainer.best_valid_result or {})},
         "certified": results.certified(table),
         "parameters": {

@@ -10,14 +10,16 @@ from recbole.config import Config
 from recbole.utils import calculate_valid_score
 from torch import Tensor
 
+from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
+from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.gmc import GMC
 from recbole_gmc.model.seq2seq import length_chunks
 from recbole_gmc.settings import LoraSettings, read
 from recbole_gmc.train import estimate, run_files, unified_cache
 from recbole_gmc.train.checkpoint import Progress
-from recbole_gmc.train.prepare import refuse_unfit, semantic_ids
+from recbole_gmc.train.prepare import Prepared, refuse_unfit, semantic_ids
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.stages import StageTrainer
 
@@ -32,14 +34,24 @@ class GMCTrainer(StageTrainer):
 
     def __init__(self, config: Config, model: GMC) -> None:
         if model.semantic_ids is None and not config["resume"]:
-            refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
+            self._refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
         super().__init__(config, model)
         self.lora = read(LoraSettings, config)
         self._identity: dict[str, Tensor] = {}
 
+    # ---- semantic IDs, which another model may make in its own way ------------------------------------------------
+
+    def _refuse_unfit(self, config: Config, items: ItemIndex) -> None:
+        refuse_unfit(config, items)
+
+    def _make_ids(self, dataset: GMCDataset, show_progress: bool) -> Prepared:
+        return semantic_ids(self.config, dataset, self.device, show_progress)
+
     # ---- the stages ----------------------------------------------------------------------------------------------
 
     def _prepare(self, dataset: Any, train: SequenceRows, watched: SequenceRows | None, show_progress: bool) -> None:
+        if self.model.label:
+            self.logger.info(f"{self.config['model']} in a {self.model.label}")
         self._set_ids(dataset, show_progress)
         estimate.log(self, train, watched)
 
@@ -55,7 +67,7 @@ class GMCTrainer(StageTrainer):
             run_files.refuse_changed(dataset, self.record.inputs)
             return
         started = perf_counter()
-        made = semantic_ids(self.config, dataset, self.device, show_progress)
+        made = self._make_ids(dataset, show_progress)
         self.model.set_semantic_ids(made.ids)
         self.record.tokenizer = made.quality
         self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
