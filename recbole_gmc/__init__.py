@@ -33,6 +33,13 @@ registry.register(
     dataset="recbole_gmc.data.domains:GMCDataset",
     union=False,
 )
+registry.register(
+    "P5CID",
+    "recbole_gmc.baselines.p5cid:P5CID",
+    trainer="recbole_gmc.baselines.p5cid:P5CIDTrainer",
+    dataset="recbole_gmc.data.domains:GMCDataset",
+    union=False,
+)
 registry.install()
 hooks.install()
 
