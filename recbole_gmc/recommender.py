@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from transformers import T5Config
 from recbole_gmc.decode.beam import BeamSearch
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import DataError
+from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.seq2seq import encode_histories, group_by_length
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import DecodeSettings
@@ -30,7 +32,55 @@ class Ranking:
     certified: np.ndarray
 
 
-class Recommender:
+class ListRecommender(ABC):
+    """Gives the best items of a domain for a history of that domain.
+
+    Attributes:
+        items: all items of all domains.
+        max_items: items of history that count; older ones are dropped.
+        decode: length of the lists (``beam_size``), users ranked at once.
+    """
+
+    items: ItemIndex
+    max_items: int
+    decode: DecodeSettings
+    unknown = "unknown items"
+    limit = "lists"
+
+    @abstractmethod
+    def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
+        """Ranks for B users of one domain.
+
+        Args:
+            history: int64 [B, S], item rows, oldest first, -1 past ``length``.
+            length: int64 [B].
+        """
+
+    def recommend(self, domain: str, history: Sequence[str], k: int = 10) -> list[tuple[str, float]]:
+        """The k best next items after ``history`` (item tokens, oldest first), each with its score.
+
+        Raises:
+            DataError: unknown domain or item, an empty history, or k above the length of the lists.
+        """
+        items = self.items
+        if domain not in items.row_of:
+            raise DataError(f"unknown domain {domain!r}", mend=f"Choose one of: {', '.join(items.domains)}")
+        if not 1 <= k <= self.decode.beam_size:
+            what = f"k = {k} is not within the {self.limit} of {self.decode.beam_size}"
+            raise DataError(what, mend="Ask for fewer items")
+        if unknown := [token for token in history if token not in items.row_of[domain]]:
+            raise DataError(f"{self.unknown}: {unknown[:10]}", domain, "Leave them out of the history")
+        rows = [items.row_of[domain][token] for token in history][-self.max_items :]
+        if not rows:
+            raise DataError("the history is empty", domain, "Give at least one item")
+        found = self.rank(domain, torch.tensor([rows]), torch.tensor([len(rows)]))
+        names = items.tokens[domain]
+        start = items.rows(domain).start
+        pairs = zip(found.ranked[0, :k].tolist(), found.scores[0, :k].tolist(), strict=True)
+        return [(names[row - start], score) for row, score in pairs if row >= 0]
+
+
+class Recommender(ListRecommender):
     """Ranks the items of a domain for histories of that domain, by beam search on its prefix tree.
 
     Args:
@@ -39,6 +89,9 @@ class Recommender:
         states: domain -> weights of the plain T5, the domain's adapter already merged.
         max_items: items of history that count; older ones are dropped.
     """
+
+    unknown = "items without semantic IDs"
+    limit = "beam"
 
     def __init__(
         self,
@@ -50,7 +103,7 @@ class Recommender:
         decode: DecodeSettings,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.ids, self.max_items, self.decode = ids, max_items, decode
+        self.ids, self.items, self.max_items, self.decode = ids, ids.items, max_items, decode
         self.device = torch.device(device)
         self.vocabulary = Vocabulary.of(ids)
         self._codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.device)
@@ -61,12 +114,6 @@ class Recommender:
 
     @torch.inference_mode()
     def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
-        """Ranks for B users of one domain.
-
-        Args:
-            history: int64 [B, S], item rows, oldest first, -1 past ``length``.
-            length: int64 [B].
-        """
         search, start = self._searches[domain], self.ids.items.rows(domain).start
         ranked = torch.full((len(history), self.decode.beam_size), -1, dtype=torch.int64)
         scores = torch.full(ranked.shape, -torch.inf)
@@ -81,25 +128,3 @@ class Recommender:
             scores[users] = found.scores.float().cpu()
             certified[users] = found.certified.cpu()
         return Ranking(ranked.numpy(), scores.numpy(), certified.numpy())
-
-    def recommend(self, domain: str, history: Sequence[str], k: int = 10) -> list[tuple[str, float]]:
-        """The k best next items after ``history`` (item tokens, oldest first), each with its log-probability.
-
-        Raises:
-            DataError: unknown domain or item, an empty history, or k above the beam.
-        """
-        items = self.ids.items
-        if domain not in items.row_of:
-            raise DataError(f"unknown domain {domain!r}", mend=f"Choose one of: {', '.join(items.domains)}")
-        if not 1 <= k <= self.decode.beam_size:
-            raise DataError(f"k = {k} is not within the beam of {self.decode.beam_size}", mend="Ask for fewer items")
-        if unknown := [token for token in history if token not in items.row_of[domain]]:
-            raise DataError(f"items without semantic IDs: {unknown[:10]}", domain, "Leave them out of the history")
-        rows = [items.row_of[domain][token] for token in history][-self.max_items :]
-        if not rows:
-            raise DataError("the history is empty", domain, "Give at least one item")
-        found = self.rank(domain, torch.tensor([rows]), torch.tensor([len(rows)]))
-        names = items.tokens[domain]
-        start = items.rows(domain).start
-        pairs = zip(found.ranked[0, :k].tolist(), found.scores[0, :k].tolist(), strict=True)
-        return [(names[row - start], score) for row, score in pairs if row >= 0]

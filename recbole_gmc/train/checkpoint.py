@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, write_json
+from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 POINTER = "checkpoint.json"
-NEEDED = ("config.json", "model.safetensors", "progress.json", "progress.safetensors", "semantic_ids/manifest.json")
+NEEDED = ("config.json", "model.safetensors", "progress.json", "progress.safetensors")
+IDS = "semantic_ids"  # of the models that generate them; others have ITEMS instead
+ITEMS = "items.json"
 RETRY = "Take the checkpoint of another run, or train again"
 
 
@@ -31,6 +35,30 @@ class Progress:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
+def write(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    progress: Progress,
+    parts: Callable[[Path], None],
+) -> None:
+    """Writes the folder beside its place and moves it there; the one before stays whole until then.
+
+    Args:
+        parts: writes what only this kind of model has into the folder it is given.
+    """
+    recover(folder)
+    with new_folder(folder) as work:
+        write_json(work / "config.json", dict(config))
+        parts(work)
+        save_tensors(work / "model.safetensors", weights)
+        write_json(work / "progress.json", progress.facts)
+        save_tensors(work / "progress.safetensors", progress.tensors)
+        files = {str(path.relative_to(work)): hash_file(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        write_json(work / MANIFEST, {"format": FORMAT, "files": files})
+
+
 def save(
     folder: Path,
     *,
@@ -40,18 +68,14 @@ def save(
     adapters: DomainAdapters | None,
     progress: Progress,
 ) -> None:
-    """Writes the folder beside its place and moves it there; the one before stays whole until then."""
-    recover(folder)
-    with new_folder(folder) as work:
-        write_json(work / "config.json", dict(config))
-        ids.save(work / "semantic_ids")
-        save_file(_contiguous(t5), work / "model.safetensors")
+    """Writes the checkpoint of a model that generates semantic IDs."""
+
+    def parts(work: Path) -> None:
+        ids.save(work / IDS)
         if adapters is not None:
             adapters.save(work / "adapters")
-        write_json(work / "progress.json", progress.facts)
-        save_file(_contiguous(progress.tensors), work / "progress.safetensors")
-        files = {str(path.relative_to(work)): hash_file(path) for path in sorted(work.rglob("*")) if path.is_file()}
-        write_json(work / MANIFEST, {"format": FORMAT, "files": files})
+
+    write(folder, config=config, weights=t5, progress=progress, parts=parts)
 
 
 def point(run: Path, folder: Path) -> None:
@@ -72,8 +96,9 @@ def _of_run(folder: Path) -> Path:
     return folder
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file; tensors that share memory are written apart."""
+    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path)
 
 
 class Checkpoint:
@@ -94,8 +119,8 @@ class Checkpoint:
         if not (self._place / MANIFEST).is_file():
             raise CheckpointError("no checkpoint here", str(folder), "Give a run folder or its checkpoint folder")
         self._verify()
-        self.config: dict[str, Any] = self._json("config.json")
-        self.ids = SemanticIds.load(self._place / "semantic_ids")
+        self.config: dict[str, Any] = self.json("config.json")
+        self.items = self._items()
 
     def _verify(self) -> None:
         try:
@@ -114,8 +139,28 @@ class Checkpoint:
                 raise CheckpointError("the file is missing", str(path), RETRY)
             if hash_file(path) != digest:
                 raise CheckpointError("the file is damaged: its hash is not the one written with it", str(path), RETRY)
-        if lacking := [name for name in NEEDED if name not in files]:
+        known = (*NEEDED, ITEMS if ITEMS in files else f"{IDS}/{MANIFEST}")
+        if lacking := [name for name in known if name not in files]:
             raise CheckpointError(f"the manifest does not name {lacking[0]}", str(self._place / MANIFEST), RETRY)
+
+    def _items(self) -> ItemIndex:
+        if not (self._place / ITEMS).is_file():
+            return self.ids.items
+        try:
+            return ItemIndex({domain: tuple(tokens) for domain, tokens in self.json(ITEMS).items()})
+        except TypeError as error:
+            raise CheckpointError(f"not lists of tokens ({error})", str(self._place / ITEMS), RETRY) from error
+
+    @cached_property
+    def ids(self) -> SemanticIds:
+        """The semantic IDs.
+
+        Raises:
+            CheckpointError: the model of this checkpoint has none.
+        """
+        if not (self._place / IDS).is_dir():
+            raise CheckpointError("it has no semantic IDs", str(self.folder), "Give the checkpoint of another model")
+        return SemanticIds.load(self._place / IDS)
 
     def here(self) -> dict[str, Any]:
         """The settings of the run, with the places of today: its folder may have been moved or copied."""
@@ -127,7 +172,7 @@ class Checkpoint:
         return settings
 
     def weights(self) -> dict[str, Tensor]:
-        return self._tensors("model.safetensors")
+        return self.tensors("model.safetensors")
 
     def load_into(self, t5: nn.Module) -> None:
         """Puts the weights into a plain T5; raises CheckpointError where names or shapes differ."""
@@ -143,15 +188,15 @@ class Checkpoint:
         return folder if folder.is_dir() else None
 
     def progress(self) -> Progress:
-        return Progress(self._json("progress.json"), self._tensors("progress.safetensors"))
+        return Progress(self.json("progress.json"), self.tensors("progress.safetensors"))
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, Any]:
         try:
             return dict(read_json(self._place / name))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"not a JSON object ({error})", str(self._place / name), RETRY) from error
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
+    def tensors(self, name: str) -> dict[str, Tensor]:
         try:
             return load_file(self._place / name)
         except SafetensorError as error:

@@ -20,6 +20,7 @@ from recbole_gmc.train.checkpoint import Checkpoint, Progress
 from recbole_gmc.train.config_json import to_json
 
 if TYPE_CHECKING:
+    from recbole_gmc.train.stages import StageTrainer
     from recbole_gmc.train.trainer import GMCTrainer
 
 
@@ -78,35 +79,55 @@ def put(found: Checkpoint, model: GMC) -> None:
 
 def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> None:
     """result.json, topk.tsv and semantic_ids/, and the table on the terminal."""
+    model, adapters = trainer.model, trainer.model.adapters
+    parameters = {
+        "model": sum(tensor.numel() for tensor in _unique(model.plain_state())),
+        "adapter": adapters.parameters_per_adapter if adapters is not None else 0,
+    }
+    weights = hash_of_weights({domain: model.plain_state(domain) for domain in model.items.domains})
+    model.semantic_ids.export(run_dir(trainer.config) / "semantic_ids")
+    publish(trainer, table, summary(trainer, table, result, parameters, weights, tokenizer=trainer.record.tokenizer))
+
+
+def publish(trainer: StageTrainer, table: TopKTable, report: Mapping[str, Any]) -> None:
+    """Writes topk.tsv and result.json, and shows the table on the terminal."""
     folder = run_dir(trainer.config)
     folder.mkdir(parents=True, exist_ok=True)
-    report = summary(trainer, table, result)
     table.write(folder / "topk.tsv")
-    trainer.model.semantic_ids.export(folder / "semantic_ids")
-    write_json(folder / "result.json", report)
+    write_json(folder / "result.json", dict(report))
     title = f"{report['model']} on {report['dataset']}, test"
     TABLES.info(f"{title}:\n{results.draw(report)}\nResults are in {folder}")
 
 
-def summary(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> dict[str, Any]:
-    config, model, record = trainer.config, trainer.model, trainer.record
-    adapters = model.adapters
+def summary(
+    trainer: StageTrainer,
+    table: TopKTable,
+    result: Mapping[str, float],
+    parameters: Mapping[str, Any],
+    weights: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """What result.json says of a run in stages.
+
+    Args:
+        parameters: their counts, ``model`` and ``adapter``.
+        weights: one hash over all weights.
+        more: what only this model has.
+    """
+    config, record = trainer.config, trainer.record
     return {
         **results.head(config["model"], config["dataset"], config["seed"], table, result),
-        "label": model.label,
+        "label": trainer.model.label,
         "validation": {"score": _finite(trainer.best_valid_score), "metrics": dict(trainer.best_valid_result or {})},
         "certified": results.certified(table),
-        "parameters": {
-            "model": sum(tensor.numel() for tensor in _unique(model.plain_state())),
-            "adapter": adapters.parameters_per_adapter if adapters is not None else 0,
-        },
-        "tokenizer": record.tokenizer,
+        "parameters": dict(parameters),
+        **more,
         "seconds": record.seconds,
         "reused": record.reused,
         "epochs": {stage: sum(e["stage"] == stage and "loss" in e for e in record.curve) for stage in record.done},
         "curve": record.curve,
         "precision": "bf16" if trainer.bf16 else "fp32",
-        "hashes": {**record.inputs, **results.hashes(table), "weights": _weights(model)},
+        "hashes": {**record.inputs, **results.hashes(table), "weights": weights},
         "versions": results.versions(),
         "settings": to_json(config),
     }
@@ -117,11 +138,11 @@ def _finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _weights(model: GMC) -> str:
-    """One hash over the weights of every domain, its adapter merged."""
+def hash_of_weights(states: Mapping[str, Mapping[str, Any]]) -> str:
+    """One hash over the weights of every domain."""
     parts: list[Any] = []
-    for domain in model.items.domains:
-        for name, tensor in sorted(model.plain_state(domain).items()):
+    for domain, state in states.items():
+        for name, tensor in sorted(state.items()):
             parts += [domain, name, tensor.detach().cpu().numpy()]
     return hash_of(*parts)
 

@@ -75,6 +75,10 @@ class StageTrainer(RankingTrainer):
         """Writes the checkpoint folder."""
         raise NotImplementedError
 
+    def _rows_an_epoch(self, train: SequenceRows) -> int:
+        """How many of the rows an epoch takes."""
+        return len(train)
+
     def _begin(self, watched: SequenceRows | None) -> None:
         """Before the epochs of a stage."""
 
@@ -137,7 +141,7 @@ class StageTrainer(RankingTrainer):
         started = perf_counter()
         title = set_color("Stage", "pink") + f" {stage.name}"
         self.logger.info(f"{title}: {len(train):,} rows, {stage.epochs} epochs at most")
-        self._enter(stage, len(train))
+        self._enter(stage, self._rows_an_epoch(train))
         self._begin(watched)
         if len(train) and self.start_epoch < self.epochs:
             super().fit(train, watched, **loop)
