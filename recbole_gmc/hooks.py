@@ -77,7 +77,8 @@ def get_final_config_dict(inner: Callable, config: Any) -> dict[str, Any]:
     entry = registry.entry(config.model)
     if entry is None:
         return final
-    final = keys.check(final, config.dataset, getattr(config.model_class, "own_settings", ()))
+    own = getattr(config.model_class, "own_settings", ())
+    final = keys.check(final, config.dataset, own, config.internal_config_dict)
     if not entry.union and len(final.get("domains") or ()) > 1:
         raise _takes_one_domain(config.model, config.dataset)
     return final

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib.util
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from recbole_gmc import registry
+from recbole_gmc import recbole_keys, registry
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import safe_name
-from recbole_gmc.settings import GROUPS, DataSettings, DecodeSettings, key, keys_of, read
+from recbole_gmc.settings import GROUPS, DataSettings, DecodeSettings, TrainSettings, keys_of, read
 
 RUN_KEYS = frozenset(
     "model dataset config_files config_file_list run_dir cache_dir resume embedded_data worker encoding "
@@ -24,29 +20,11 @@ METRICS = ("recall", "ndcg", "mrr", "hit", "precision", "map")
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
 
-@dataclass(frozen=True)
-class RecBoleSettings:
-    """Those of RecBole's keys that a run of ours uses, with their types and ranges."""
-
-    seed: int = key("seed", 2020, least=0)
-    epochs: int = key("epochs", 300, least=0)
-    train_batch_size: int = key("train_batch_size", 2048, least=1)
-    eval_batch_size: int = key("eval_batch_size", 4096, least=1)
-    learning_rate: float = key("learning_rate", 1e-3, above=0.0)
-    weight_decay: float = key("weight_decay", 0.0, least=0.0)
-    eval_step: int = key("eval_step", 1, least=0)
-    stopping_step: int = key("stopping_step", 10, least=0)
-    learner: str = key("learner", "adam", choices=("adam", "adamw", "sgd", "adagrad", "rmsprop"))
-    clip_grad_norm: dict | None = key("clip_grad_norm", None)
-    history: int = key("MAX_ITEM_LIST_LENGTH", 50, least=1)
-    show_progress: bool = key("show_progress", True)
-    reproducibility: bool = key("reproducibility", True)
-
-
 # Keys of RecBole that a run of ours cannot honour: the values that mean "not used", and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "benchmark_filename": ((None,), "the split is leave-one-out over whole histories, made by the plugin"),
     "train_neg_sample_args": ((None,), "the loss is a softmax over codes, without negatives"),
+    "learner": ((None, "adam", "adamw", "sgd", "adagrad", "rmsprop"), "no gradient here is sparse"),
     "loss_type": ((None, "CE"), "the loss is a softmax over codes"),
     "enable_scaler": ((None, False), "mixed precision is set by `precision`, and bf16 needs no scaling"),
     "transform": ((None,), "histories are used as they are"),
@@ -58,33 +36,14 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def _keys_in(file: Path) -> set[str]:
-    return set(re.findall(r"^([A-Za-z_]\w*)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-@functools.cache
-def _recbole_keys() -> frozenset[str]:
-    import recbole
-    from recbole.utils import argument_list
-
-    lists = (argument_list.general_arguments, argument_list.training_arguments)
-    lists += (argument_list.evaluation_arguments, argument_list.dataset_arguments)
-    known = {name for arguments in lists for name in arguments}
-    folder = Path(recbole.__file__).parent / "properties"
-    files = [folder / "overall.yaml", folder / "dataset/sample.yaml"]
-    for file in [*files, *folder.glob("model/*.yaml"), *folder.glob("quick_start_config/*.yaml")]:
-        known |= _keys_in(file)
-    return frozenset(known)
-
-
 def known_keys() -> frozenset[str]:
     """Every key that means something to RecBole, to a registered model or to a run."""
-    known = set(_recbole_keys() | RUN_KEYS)
+    known = set(recbole_keys.known() | RUN_KEYS)
     for group in GROUPS:
         known |= set(keys_of(group))
     for entry in registry.entries().values():
         if entry.properties is not None and entry.properties.is_file():
-            known |= _keys_in(entry.properties)
+            known |= recbole_keys.names_in(entry.properties)
     return frozenset(known)
 
 
@@ -107,11 +66,14 @@ def refuse_unknown(given: Iterable[str]) -> None:
             )
 
 
-def check(settings: Mapping[str, Any], dataset: str, groups: Iterable[type] = ()) -> dict[str, Any]:
+def check(
+    settings: Mapping[str, Any], dataset: str, groups: Iterable[type] = (), usual: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Checks the merged settings of a run of a registered model, and fills in what RecBole would complete otherwise.
 
     Args:
         groups: settings classes of the model's own.
+        usual: what settings mean where the user leaves them out.
 
     Raises:
         SettingError: a value of the wrong type or range, or one that the plugin cannot honour, with the reason.
@@ -120,8 +82,9 @@ def check(settings: Mapping[str, Any], dataset: str, groups: Iterable[type] = ()
     safe_name(dataset, "dataset")
     if isinstance(settings.get("domains"), str):
         settings["domains"] = [settings["domains"]]
-    for group in (*GROUPS, RecBoleSettings, *groups):
-        read(group, settings)
+    for group in (*GROUPS, *groups):
+        read(group, settings, usual or {})
+    recbole_keys.check(None, settings, usual or {})
     _check_domains(read(DataSettings, settings).domains)
     if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
@@ -131,8 +94,27 @@ def check(settings: Mapping[str, Any], dataset: str, groups: Iterable[type] = ()
     if (settings.get("nproc") or 1) != 1:
         raise SettingError("more than one process is not supported", where="nproc", mend="Leave the key out")
     settings["eval_args"] = _checked_protocol(settings.get("eval_args"))
-    _check_metrics(settings)
+    _check_metrics(settings, read(DecodeSettings, settings).beam_size)
     return settings
+
+
+def check_single(model: str, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Checks the merged settings of one of RecBole's own models that our command line runs once a domain.
+
+    Args:
+        usual: what settings mean where the user leaves them out.
+
+    Raises:
+        SettingError: as ``check``; what a model's own keys may be is known from RecBole's property files.
+    """
+    recbole_keys.check(model, settings, usual)
+    for group in (DataSettings, TrainSettings):
+        read(group, settings, usual)
+    if settings.get("benchmark_filename") is not None:
+        reason = REFUSED["benchmark_filename"][1]
+        raise SettingError(f"cannot be used: {reason}", where="benchmark_filename", mend="Leave the key out")
+    _checked_protocol(settings.get("eval_args"))
+    _check_metrics(settings)
 
 
 def _check_domains(domains: tuple | None) -> None:
@@ -166,7 +148,7 @@ def _checked_protocol(given: Any) -> dict[str, Any]:
     return dict(LEAVE_ONE_OUT)
 
 
-def _check_metrics(settings: Mapping[str, Any]) -> None:
+def _check_metrics(settings: Mapping[str, Any], beam: int | None = None) -> None:
     metrics = settings.get("metrics") or []
     metrics = [metrics] if isinstance(metrics, str) else metrics
     for metric in metrics if isinstance(metrics, list) else [metrics]:
@@ -178,8 +160,7 @@ def _check_metrics(settings: Mapping[str, Any]) -> None:
     for k in topk:
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise SettingError(f"{k!r} is not a whole number from 1", where="topk", mend="Write topk: [5, 10]")
-    beam = read(DecodeSettings, settings).beam_size
-    if max(topk) > beam:
+    if max(topk) > (beam or max(topk)):
         raise SettingError(
             f"{max(topk)} is above beam_size {beam}: a list cannot be longer than the beam",
             where="topk",

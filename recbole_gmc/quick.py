@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import hooks, keys, launch, logs, lookup, registry, values
+from recbole_gmc import hooks, keys, launch, logs, lookup, recbole_keys, registry, values
 from recbole_gmc.data.atomic import read_atomic
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import read_json
@@ -37,11 +37,11 @@ def run(
     """Runs a model by name; ``model`` and ``dataset`` may also be named in the files.
 
     Returns:
-        RecBole's result dict for a model of ours that takes all domains at once or is given one, and for a RecBole
-        model without a protocol; else a dict domain -> ``DomainRun``.
+        RecBole's result dict for a model of ours that takes all domains at once or is given one; else a dict domain ->
+        ``DomainRun``.
 
     Raises:
-        SettingError: no model or data set, or a model that does not exist.
+        SettingError: no model or data set, a model that does not exist, or a setting that cannot be.
     """
     files, given = list(config_file_list), dict(config_dict or {})
     merged = {**lookup.read_files(files), **values.parse_all(given)}
@@ -52,22 +52,22 @@ def run(
     hooks.refuse_unknown_model(model)
     with only_program_name():
         entry = registry.entry(model)
+        if many := [name for name, value in processes.items() if (name, value) != ("nproc", 1)]:
+            raise SettingError("a run uses one process", where=many[0], mend="Leave the key out")
         layer = lookup.dataset_settings(dataset, merged) if entry is None or not entry.union else {}
         if entry is not None and (entry.union or len(_domains({**layer, **merged}, dataset)) == 1):
             folder = Path(merged.get("run_dir") or new_run_dir(model, dataset))
             with logs.tables_later():
-                result = launch.run(model, dataset, files, {**given, "run_dir": str(folder)}, **processes)
+                result = launch.run(model, dataset, files, {**given, "run_dir": str(folder)})
             _show(folder)
             return result
-        protocol = protocol_of(model)
-        if entry is None and protocol is None and not (merged.get("domains") or layer.get("domains")):
-            return launch.run(model, dataset, files, given, **processes)
-        if int(processes.get("nproc") or 1) != 1:
-            raise SettingError("runs of single domains use one process", where="nproc", mend="Leave the key out")
         if layer.get("embedded_data"):
             merged["data_path"] = layer["data_path"]
-        base = {} if entry else {**base_protocol(), **(protocol or {})}
-        return run_domains(model, dataset, {**base, **layer, **merged})
+        base = {} if entry else {**base_protocol(), **protocol_of(model)}
+        settings = {**base, **layer, **merged}
+        if entry is None:
+            keys.check_single(model, settings, {**recbole_keys.defaults(model), **base, **layer})
+        return run_domains(model, dataset, settings)
 
 
 def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,10 +148,10 @@ def base_protocol() -> dict[str, Any]:
     return lookup.read_files("properties/benchmark/protocol.yaml")
 
 
-def protocol_of(model: str) -> dict[str, Any] | None:
-    """The settings of ``properties/benchmark/<model>.yaml``, or ``None`` where there is no such file."""
+def protocol_of(model: str) -> dict[str, Any]:
+    """The settings of ``properties/benchmark/<model>.yaml``; none where there is no such file."""
     file = lookup.packaged(f"properties/benchmark/{model}.yaml")
-    return None if file is None else values.read_yaml(file)
+    return {} if file is None else values.read_yaml(file)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 from recbole_gmc.errors import SettingError
+
+_WORDS = {type(None): "~", tuple: "list"}  # as they are written in YAML
 
 
 class Lookup(Protocol):
@@ -28,8 +31,11 @@ def key(name: str, default: Any, **rules: Any) -> Any:
 Settings = TypeVar("Settings")
 
 
-def read(kind: type[Settings], source: Lookup) -> Settings:
+def read(kind: type[Settings], source: Lookup, usual: Mapping[str, Any] = types.MappingProxyType({})) -> Settings:
     """Builds a settings object from the keys it names; a key that is absent keeps its default.
+
+    Args:
+        usual: what keys mean where the user leaves them out (the model's property file), for the error's advice.
 
     Raises:
         SettingError: a value of the wrong type or out of its range, naming the key.
@@ -39,7 +45,7 @@ def read(kind: type[Settings], source: Lookup) -> Settings:
     for item in fields(kind):  # type: ignore[arg-type]
         name = item.metadata["key"]
         if name in source:
-            values[item.name] = _checked(source[name], hints[item.name], item, name)
+            values[item.name] = _checked(source[name], hints[item.name], item, usual)
     return kind(**values)
 
 
@@ -49,7 +55,8 @@ def keys_of(kind: type) -> dict[str, Any]:
     return {item.metadata["key"]: getattr(blank, item.name) for item in fields(kind)}
 
 
-def _checked(value: Any, hint: Any, item: Field, name: str) -> Any:
+def _checked(value: Any, hint: Any, item: Field, usual: Mapping[str, Any]) -> Any:
+    name = item.metadata["key"]
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None
@@ -62,8 +69,14 @@ def _checked(value: Any, hint: Any, item: Field, name: str) -> Any:
         if isinstance(value, origin) and not (isinstance(value, bool) and origin is not bool):
             _within(value, item, name)
             return value
-    wanted = " or ".join("~" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in allowed)
-    raise SettingError(f"{value!r} is not of type {wanted}", where=name, mend=f"The default is {item.default!r}")
+    named = [kind for kind in allowed if not (kind is int and bool in allowed)]
+    wanted = " or ".join(_WORDS.get(kind) or getattr(kind, "__name__", str(kind)) for kind in named)
+    mend = f"The default is {_shown(usual[name])}" if name in usual and usual[name] != value else None
+    raise SettingError(f"{_shown(value)} is not of type {wanted}", where=name, mend=mend)
+
+
+def _shown(value: Any) -> str:
+    return "~" if value is None else repr(value)
 
 
 def _within(value: Any, item: Field, name: str) -> None:

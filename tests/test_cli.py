@@ -67,6 +67,30 @@ def test_flags_become_settings(calls):
         (["--model=GMC", "--dataset=A", *RUN, "--beam_size=2"], "topk: 3 is above beam_size 2"),
         (["--model=GMC", "--dataset=A", *RUN, '--epochs=open("f","w")'], "is not of type int"),
         (["--config_files=no.yaml"], "no file 'no.yaml'"),
+        (["--model=GMC", "--dataset=A", *RUN, "--epochs=x"], "epochs: 'x' is not of type int. The default is 200"),
+        (["--model=GMC", "--dataset=A", *RUN, "--metric_decimal_place=x"], "metric_decimal_place: 'x' is not of type"),
+        (["--model=GMC", "--dataset=A", "--nproc=0"], "nproc: a run uses one process"),
+        *(
+            ([f"--model={model}", "--dataset=A", "--data_path=data", flag], message)
+            for model, flag, message in [
+                ("SASRec", "--epochs=x", "epochs: 'x' is not of type int. The default is 300"),
+                ("SASRec", "--epochs=~", "epochs: ~ is not of type int"),
+                ("SASRec", "--learning_rate=abc", "learning_rate: 'abc' is not of type float. The default is 0.001"),
+                ("SASRec", "--train_batch_size=0", "train_batch_size: 0 is out of range. It must be >= 1"),
+                ("SASRec", "--hidden_size=-8", "hidden_size: -8 is out of range. It must be >= 1"),
+                ("SASRec", "--hidden_dropout_prob=7", "hidden_dropout_prob: 7.0 is out of range"),
+                ("SASRec", "--shuffle=maybe", "shuffle: 'maybe' is not of type bool. The default is True"),
+                ("SASRec", "--metrics=AUC", "metrics: 'AUC' is not computed from top-k lists"),
+                ("SASRec", "--topk=0", "topk: 0 is not a whole number from 1"),
+                ("SASRec", "--valid_metric=foo", "valid_metric: 'foo' is not among the metrics"),
+                ("SASRec", "--eval_args={order: RO}", "eval_args: order: 'RO' is not the protocol"),
+                ("SASRec", "--benchmark_filename=[a,b,c]", "benchmark_filename: cannot be used"),
+                ("SASRec", "--max_prefixes=-1", "max_prefixes: -1 is out of range"),
+                ("SASRec", "--nproc=2", "nproc: a run uses one process"),
+                ("NeuMF", "--mlp_hidden_size=[64,x]", "mlp_hidden_size: 'x' is not a whole number"),
+                ("BPR", "--embedding_size=0", "embedding_size: 0 is out of range"),
+            ]
+        ),
     ],
 )
 def test_bad_use_is_one_line_and_status_2(alone, capsys, arguments, message):
@@ -150,7 +174,7 @@ def test_protocols_are_those_of_the_benchmark():
     for model in ("SASRec", "Pop"):
         settings = {**quick.base_protocol(), **quick.protocol_of(model)}
         assert settings["eval_args"]["split"] == {"LS": "valid_and_test"} and settings["topk"] == [5, 10]
-    assert quick.protocol_of("BPR") is None
+    assert quick.protocol_of("BPR") == {}, "the protocol of all models is enough"
     assert lookup.packaged("properties/../setup.cfg") is None and lookup.packaged("properties/benchmark") is None
 
 

@@ -229,7 +229,7 @@ def test_text_fields(tmp_path, text_fields, text):
         ({"domains": ["D", "D"]}, "twice"),
         ({"domains": []}, "empty"),
         ({"domains": ["../D"]}, "folder name"),
-        ({"domains": 5}, "domains: 5 is not of type tuple"),
+        ({"domains": 5}, "domains: 5 is not of type list"),
         ({"missing_text": "ignore"}, "missing_text: 'ignore' is unknown"),
         ({"benchmark_filename": ["train"]}, "benchmark_filename"),
         ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": {"valid": "full"}}}, "eval_args"),

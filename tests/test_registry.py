@@ -96,7 +96,9 @@ def test_names_of_recbole_cannot_be_taken():
     [
         ({"lerning_rate": 1}, "lerning_rate: unknown setting .nearest: 'learning_rate'"),
         ({"toy_flagg": 1}, "nearest: 'toy_flag'"),
-        ({"epochs": "many"}, "epochs: 'many' is not of type int"),
+        ({"epochs": "many"}, "epochs: 'many' is not of type int. The default is 2"),
+        ({"lora_r": "x"}, "lora_r: 'x' is not of type int$"),
+        ({"code_levels": 2.5}, "code_levels: 2.5 is not of type int$"),
         ({"learning_rate": -1}, "learning_rate: -1.0 is out of range"),
         ({"codebook_size": 1}, "codebook_size: 1 is out of range"),
         ({"learner": "adamm"}, "learner: 'adamm' is unknown"),

@@ -1,0 +1,121 @@
+"""RecBole's own settings: their names, types and ranges, as its property files give them."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import recbole
+from recbole.utils import argument_list
+
+from recbole_gmc.settings import key, read
+from recbole_gmc.values import read_yaml
+
+PROPERTIES = Path(recbole.__file__).parent / "properties"
+SHARED = ("overall.yaml", "dataset/sample.yaml")
+PLACES = ("data_path", "checkpoint_dir", "gpu_id")  # paths and numbers are as good as text here
+SIZES = ("_size", "n_heads", "num_heads")  # ends of names whose numbers start at 1
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+
+# `epochs: 300  # (int) ...` is how RecBole explains a setting. Some of these types are wrong: its value's counts, too.
+EXPLAINED = re.compile(r"^([A-Za-z_]\w*)\s*:[^#\n]*#\s*\(([^)]*)\)", re.MULTILINE)
+KINDS: dict[str, Any] = {
+    **{"int": int, "float": float, "str": str, "string": str, "list": list, "dict": dict},
+    **{"bool": bool | int, "None": type(None), "optional": type(None)},  # RecBole takes 0 and 1 for False and True
+}
+
+
+@dataclass(frozen=True)
+class RecBoleSettings:
+    """Those of RecBole's keys that every run uses, with their types and ranges."""
+
+    seed: int = key("seed", 2020, least=0)
+    epochs: int = key("epochs", 300, least=0)
+    train_batch_size: int = key("train_batch_size", 2048, least=1)
+    eval_batch_size: int = key("eval_batch_size", 4096, least=1)
+    learning_rate: float = key("learning_rate", 1e-3, above=0.0)
+    weight_decay: float = key("weight_decay", 0.0, least=0.0)
+    eval_step: int = key("eval_step", 1, least=0)
+    stopping_step: int = key("stopping_step", 10, least=0)
+    learner: str = key("learner", "adam", choices=LEARNERS)
+    clip_grad_norm: dict | None = key("clip_grad_norm", None)
+    history: int = key("MAX_ITEM_LIST_LENGTH", 50, least=1)
+
+
+def names_in(file: Path) -> set[str]:
+    """The settings that a property file names."""
+    return set(re.findall(r"^([A-Za-z_]\w*)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@functools.cache
+def known() -> frozenset[str]:
+    """Every setting that RecBole or one of its models knows."""
+    lists = (argument_list.general_arguments, argument_list.training_arguments)
+    lists += (argument_list.evaluation_arguments, argument_list.dataset_arguments)
+    names = {name for arguments in lists for name in arguments}
+    files = [*map(PROPERTIES.joinpath, SHARED), *PROPERTIES.glob("model/*.yaml")]
+    for file in [*files, *PROPERTIES.glob("quick_start_config/*.yaml")]:
+        names |= names_in(file)
+    return frozenset(names)
+
+
+def _files(model: str | None) -> list[Path]:
+    files = [PROPERTIES / name for name in (*SHARED, f"model/{model}.yaml")]
+    return [file for file in files if file.is_file()]
+
+
+def defaults(model: str | None) -> dict[str, Any]:
+    """What RecBole's property files give: those for all models, then that of its own model of this name."""
+    return {name: value for file in _files(model) for name, value in read_yaml(file).items()}
+
+
+def check(model: str | None, settings: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Refuses a value of another type than RecBole's property files give, or out of its range.
+
+    Args:
+        model: one of RecBole's own, whose keys are checked, too.
+        usual: what settings mean where the user leaves them out.
+
+    Raises:
+        SettingError: the first such value, with its key.
+    """
+    read(RecBoleSettings, settings, usual)
+    read(_typed(model), settings, usual)
+
+
+@functools.cache
+def _typed(model: str | None) -> type:
+    """A settings class of those keys in RecBole's property files whose type is known."""
+    explained: dict[str, str] = {}
+    for file in _files(model):
+        explained.update(EXPLAINED.findall(file.read_text(encoding="utf-8")))
+    fields: list[tuple[str, Any, Any]] = []
+    for name, value in defaults(model).items():
+        told = explained.get(name, "")
+        kinds = [KINDS.get(part.split()[0]) for part in re.split(r",| or ", told) if part.strip()]
+        kinds.append(KINDS["None" if value is None else type(value).__name__])
+        sizes = told == "list of int" and name.endswith(SIZES)
+        if sizes:
+            kinds = [tuple]  # whose elements are checked
+        if None not in kinds and name not in PLACES:
+            fields.append((f"key_{len(fields)}", _union(kinds), key(name, value, **_range(name, kinds, sizes))))
+    return make_dataclass("RecBoleKeys", fields, frozen=True)
+
+
+def _union(kinds: list[Any]) -> Any:
+    if {str, list, tuple, dict} & set(kinds):
+        kinds = [*kinds, type(None)]  # `~` switches such a setting off
+    if float in kinds:
+        kinds = [kind for kind in kinds if kind is not int]  # a whole number is a float, too
+    return functools.reduce(operator.or_, kinds)
+
+
+def _range(name: str, kinds: list[Any], sizes: bool) -> dict[str, Any]:
+    if float in kinds and "drop" in name:
+        return {"least": 0.0, "most": 1.0}
+    return {"least": 1} if sizes or (int in kinds and name.endswith(SIZES)) else {}
