@@ -11,18 +11,22 @@ import torch
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
-from recbole_gmc.recommender import Recommender
+from recbole_gmc.recommender import ListRecommender, Recommender
 from recbole_gmc.settings import DecodeSettings, LoraSettings, T5Settings, read
 from recbole_gmc.train.checkpoint import Checkpoint
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu") -> Recommender:
-    """The trained model of a run folder or checkpoint folder, without RecBole and without the data set.
+def load(folder: str | Path, device: torch.device | str = "cpu") -> ListRecommender:
+    """The trained model of a run folder or checkpoint folder, without the data set.
 
     Raises:
         CheckpointError: the folder is missing, damaged or was made for something else.
     """
     found = Checkpoint(folder)
+    if not found.has_ids:
+        from recbole_gmc.baselines import transfer_trainer
+
+        return transfer_trainer.load(found, device)
     with torch.random.fork_rng(devices=[]):
         t5 = build_t5(read(T5Settings, found.config), Vocabulary.of(found.ids))
         found.load_into(t5)
@@ -58,5 +62,10 @@ def load_data_and_model(folder: str | Path) -> tuple[Any, ...]:
     loaders = data_preparation(config, dataset)
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, loaders[0]._dataset).to(config["device"])
-    run_files.put(found, model)
+    if found.has_ids:
+        run_files.put(found, model)
+    else:
+        from recbole_gmc.baselines import transfer_trainer
+
+        transfer_trainer.put(found, model)
     return config, model, dataset, *loaders

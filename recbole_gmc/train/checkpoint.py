@@ -144,12 +144,17 @@ class Checkpoint:
             raise CheckpointError(f"the manifest does not name {lacking[0]}", str(self._place / MANIFEST), RETRY)
 
     def _items(self) -> ItemIndex:
-        if not (self._place / ITEMS).is_file():
+        if self.has_ids:
             return self.ids.items
         try:
             return ItemIndex({domain: tuple(tokens) for domain, tokens in self.json(ITEMS).items()})
         except TypeError as error:
             raise CheckpointError(f"not lists of tokens ({error})", str(self._place / ITEMS), RETRY) from error
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether the model generates semantic IDs."""
+        return (self._place / IDS).is_dir()
 
     @cached_property
     def ids(self) -> SemanticIds:
@@ -158,7 +163,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the model of this checkpoint has none.
         """
-        if not (self._place / IDS).is_dir():
+        if not self.has_ids:
             raise CheckpointError("it has no semantic IDs", str(self.folder), "Give the checkpoint of another model")
         return SemanticIds.load(self._place / IDS)
 
