@@ -16,6 +16,8 @@ from recbole_gmc.data.rows import SequenceRows
 
 DENSE_UP_TO = 400  # items from which the eigenvectors are found without the whole matrix
 
+SINGLE = -1
+
 
 def co_occurrence(train: SequenceRows, items: int) -> csr_matrix:
     """How many users have both items in their training histories: float64 [items, items], zero diagonal.
@@ -113,23 +115,23 @@ def cluster_tree(graph: csr_matrix, clusters: int, leaf_size: int, depth: int, s
 def _cut(
     graph: csr_matrix, members: np.ndarray, clusters: int, leaf_size: int, seed: int, *, first: bool, last: bool
 ) -> list[np.ndarray]:
-    """The parts of one cluster, in the order of their first rows."""
+    """The parts of one cluster in the order of their first rows; those without neighbours last, whoever they are."""
     within = graph[members][:, members]
     component = connected_components(within, directed=False)[1]
     sizes = np.bincount(component)
     largest = int(sizes.argmax())
     if not last and sizes[largest] > (1 if first else leaf_size):
-        label = np.where(sizes[component] > 1, clusters, clusters + 1)  # beside the largest component: groups, singles
+        label = np.where(sizes[component] > 1, clusters, SINGLE)  # what is not in the largest component
         inside = component == largest
         label[inside] = spectral_clusters(within[inside][:, inside], clusters, seed)
-    else:  # neighbours in the order of components, so that most stay whole
+    else:  # blocks of neighbours in the order of components, so that most stay whole
         place = np.argsort(component, kind="stable")
         label = np.empty(len(members), dtype=np.int64)
         label[place] = np.arange(len(members)) // leaf_size
     if len(members) > leaf_size and len(np.unique(label)) == 1:
         label = np.arange(len(members)) // leaf_size
-    parts = [members[label == name] for name in np.unique(label)]
-    return sorted(parts, key=lambda part: part[0])
+    parts = [(name == SINGLE, members[label == name]) for name in np.unique(label)]
+    return [part for _, part in sorted(parts, key=lambda pair: (pair[0], pair[1][0]))]
 
 
 def within_clusters(graph: csr_matrix, tree: ClusterTree) -> tuple[float, float]:

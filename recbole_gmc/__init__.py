@@ -40,6 +40,13 @@ registry.register(
     dataset="recbole_gmc.data.domains:GMCDataset",
     union=False,
 )
+registry.register(
+    "IDGenRec",
+    "recbole_gmc.baselines.idgenrec:IDGenRec",
+    trainer="recbole_gmc.baselines.idgenrec:IDGenRecTrainer",
+    dataset="recbole_gmc.data.domains:GMCDataset",
+    union=False,
+)
 registry.install()
 hooks.install()
 
