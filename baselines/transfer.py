@@ -141,8 +141,9 @@ class TransferModel(SequentialRecommender, ABC):
     def start_stage(self, stage: Stage) -> None:
         """Before a stage's first epoch, also of a resumed one."""
 
-    def finish_stage(self, stage: Stage) -> None:
-        """After a stage's last epoch, its best weights in place."""
+    def finish_stage(self, stage: Stage) -> dict[str, Any]:
+        """After a stage's last epoch, its best weights in place; returns figures for the results."""
+        return {}
 
     def start_epoch(self, rows: SequenceRows, stage: Stage, draw: torch.Generator) -> SequenceRows:
         """The rows that an epoch takes."""

@@ -94,7 +94,8 @@ class TransferTrainer(StageTrainer):
             self.best_valid_score, self.best_valid_result = self._valid_epoch(watched)
 
     def _end(self, every: SequenceRows | None) -> None:
-        self.model.finish_stage(self.stage)
+        if about := self.model.finish_stage(self.stage):
+            self.record.tokenizer[self.stage.name] = about
 
     def _train_epoch(
         self, train_data: SequenceRows, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
