@@ -14,7 +14,14 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
 from recbole_gmc.data.atomic import AtomicFile, read_atomic
-from recbole_gmc.data.text import DomainText, ItemTexts, fields_of, item_texts, read_domain_text
+from recbole_gmc.data.text import (
+    DomainText,
+    ItemTexts,
+    fields_of,
+    item_attributes,
+    item_texts,
+    read_domain_text,
+)
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.files import safe_name
 from recbole_gmc.items import ItemIndex
@@ -193,6 +200,10 @@ class GMCDataset(SequentialDataset):
     def texts(self) -> ItemTexts:
         """The text of every item of the catalogue, read raw; a missing one is a placeholder."""
         return item_texts(self.items, self._tables)
+
+    def attributes(self) -> tuple[dict[str, str], ...]:
+        """The text columns of every item of the catalogue by name, read raw; a missing text is a placeholder."""
+        return item_attributes(self.items, self._tables)
 
     def _describe(self) -> None:
         users = self.inter_feat[self.uid_field].to_numpy()

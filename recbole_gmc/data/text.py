@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from logging import getLogger
@@ -41,10 +41,18 @@ class ItemTexts:
 
 @dataclass(frozen=True)
 class DomainText:
-    """The item table of one domain: item token -> text, ``""`` where every text column is empty."""
+    """The item table of one domain.
+
+    Attributes:
+        texts: item token -> text, ``""`` where every text column is empty.
+        fields: the names of the text columns, in their order.
+        values: item token -> the text of each of ``fields``, whitespace collapsed.
+    """
 
     domain: str
     texts: Mapping[str, str]
+    fields: tuple[str, ...] = ()
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def missing(self, tokens: Sequence[str]) -> list[str]:
         """Those of ``tokens`` that have no text: no row, or nothing in its text columns."""
@@ -68,6 +76,19 @@ def item_texts(items: ItemIndex, tables: Mapping[str, DomainText]) -> ItemTexts:
     )
 
 
+def item_attributes(items: ItemIndex, tables: Mapping[str, DomainText]) -> tuple[dict[str, str], ...]:
+    """For each row of a catalogue its text columns by name; a missing text is a placeholder in the first of them."""
+    rows = []
+    for domain, tokens in items.tokens.items():
+        table = tables[domain]
+        for token in tokens:
+            values = table.values.get(token) or ("",) * len(table.fields)
+            if not any(values):
+                values = (placeholder(domain, token), *values[1:])
+            rows.append(dict(zip(table.fields, values, strict=True)))
+    return tuple(rows)
+
+
 def read_domain_text(
     path: str | Path, domain: str, fields: Sequence[str] | None, *, item_field: str = "item_id", separator: str = "\t"
 ) -> DomainText:
@@ -85,10 +106,11 @@ def read_domain_text(
     tokens = file.tokens(item_field)
     first = _first_rows(file, tokens)
     columns = [file.columns[name] for name in chosen]
-    texts = {token: " ".join(" ".join(column[row] for column in columns).split()) for token, row in first.items()}
+    values = {token: tuple(" ".join(column[row].split()) for column in columns) for token, row in first.items()}
+    texts = {token: " ".join(filter(None, parts)) for token, parts in values.items()}
     if repeated := len(tokens) - len(first):
         logger.warning(f"{domain}: {repeated} item rows are identical to an earlier one and count once [{path}]")
-    return DomainText(domain, texts)
+    return DomainText(domain, texts, tuple(chosen), values)
 
 
 def fields_of(text_fields: tuple | dict | None, domains: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
