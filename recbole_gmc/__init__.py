@@ -47,6 +47,13 @@ registry.register(
     dataset="recbole_gmc.data.domains:GMCDataset",
     union=False,
 )
+for _dense in ("UniSRec", "VQRec", "RecFormer"):
+    registry.register(
+        _dense,
+        f"recbole_gmc.baselines.{_dense.lower()}:{_dense}",
+        trainer="recbole_gmc.baselines.transfer_trainer:TransferTrainer",
+        dataset="recbole_gmc.data.domains:GMCDataset",
+    )
 registry.install()
 hooks.install()
 
