@@ -63,10 +63,17 @@ def run(
             return result
         if layer.get("embedded_data"):
             merged["data_path"] = layer["data_path"]
-        base = {} if entry else {**base_protocol(), **protocol_of(model)}
+        if entry is not None:
+            return run_domains(model, dataset, {**layer, **merged})
+        from recbole_gmc.evaluate import single  # imports every stage
+
+        base = {**base_protocol(), **protocol_of(model)}
+        usual = {**recbole_keys.defaults(model), **base, **layer}
         settings = {**base, **layer, **merged}
-        if entry is None:
-            keys.check_single(model, settings, {**recbole_keys.defaults(model), **base, **layer})
+        keys.check_single(model, settings, usual)
+        single.refuse_other_kinds(model, {**usual, **settings})
+        if {**usual, **settings}.get("loss_type") == "CE":
+            settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
         return run_domains(model, dataset, settings)
 
 

@@ -15,17 +15,21 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import TrainDataLoader
 from recbole.data.dataset import Dataset
-from recbole.utils import get_model, get_trainer, init_logger, init_seed
+from recbole.evaluator import Collector
+from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
 from recbole.utils.case_study import full_sort_scores
 
 from recbole_gmc.data.rows import last_of_each
+from recbole_gmc.errors import DependencyError, SettingError
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.collector import ListEvaluator
+from recbole_gmc.evaluate.split import hold_out
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import read_json, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.train.checkpoint import Checkpoint
 
+WITH_ENTITIES = ("GRU4RecKG", "KSR")  # sequential models that read a knowledge graph
 WIDTH = 20  # lists are at least as long as a default beam, so files of all models look alike
 
 
@@ -58,13 +62,16 @@ def run_domain(
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(f"{model} on {domain}")
-    dataset = create_dataset(config)
+    dataset = hold_out(create_dataset(config), domain)
     train, valid, test = data_preparation(config, dataset)
     if max_prefixes:
         train = _shortened(config, train, max_prefixes)
     init_seed(config["seed"], config["reproducibility"])
     network = get_model(model)(config, train._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
+    if dataset.item_num <= max(config["topk"]):
+        getLogger().warning(f"{domain} has {dataset.item_num - 1} items: lists end before {max(config['topk'])}")
+        trainer.eval_collector = ShortLists(config)
     started = perf_counter()
     _, best_valid = trainer.fit(train, valid, show_progress=config["show_progress"])
     fitted = perf_counter()
@@ -93,6 +100,38 @@ def read_run(folder: Path, domain: str) -> DomainRun:
         label=report["label"],
         facts={name: report[name] for name in FACTS if name in report},
     )
+
+
+class ShortLists(Collector):
+    """RecBole's collector for catalogues below the largest k, on which ``torch.topk`` would fail."""
+
+    def eval_batch_collect(self, scores_tensor: torch.Tensor, *rest: Any) -> None:
+        lacking = (0, max(0, max(self.topk) - scores_tensor.shape[1]))
+        super().eval_batch_collect(torch.nn.functional.pad(scores_tensor, lacking, value=-torch.inf), *rest)
+
+
+def refuse_other_kinds(model: str, settings: Mapping[str, Any]) -> None:
+    """Refuses models that cannot rank all items of a domain from its interactions alone.
+
+    Args:
+        settings: merged ones, those of the model's property file included.
+
+    Raises:
+        SettingError: a model that needs labels, a knowledge graph, or item columns that are not loaded.
+        DependencyError: a model that needs a package which is not installed.
+    """
+    try:
+        kind = get_model(model).type
+    except ImportError as error:
+        raise DependencyError(f"{model} needs a package that is not installed ({error})", "model") from error
+    if kind not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL) or model in WITH_ENTITIES:
+        what = f"{model} needs labels or a knowledge graph, which the protocol of this command does not have"
+        raise SettingError(what, "model", "Choose a general or sequential model, or call RecBole's run_recbole")
+    loaded = (settings.get("load_col") or {}).get("item") or ()
+    for name in settings.get("selected_features") or ():
+        if name not in loaded:
+            mend = "Name columns of .item, and load them: --load_col={inter: [...], item: [item_id, <columns>]}"
+            raise SettingError(f"column {name!r} is not loaded", "selected_features", mend)
 
 
 def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoader:
