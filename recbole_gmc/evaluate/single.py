@@ -91,7 +91,7 @@ def read_run(folder: Path, domain: str) -> DomainRun:
     """What the run folder of a registered model on one domain holds."""
     report = read_json(folder / "result.json")
     return DomainRun(
-        table=TopKTable.read(folder / "topk.tsv", Checkpoint(folder).ids.items),
+        table=TopKTable.read(folder / "topk.tsv", Checkpoint(folder).items),
         result=report["average"],
         valid=results.average(report["validation"]["metrics"], (domain,)),
         parameters=report["parameters"]["model"] + report["parameters"]["adapter"],
