@@ -1,6 +1,7 @@
 """Every model of RecBole that our commands run holds out the same interactions as GMC."""
 
 import sys
+from collections import Counter
 
 import pytest
 from data_help import chain, random_rows, write_domain
@@ -72,6 +73,17 @@ def test_items_of_the_history_stay_candidates(alone):
     run = quick.run("Pop", "A", [], {"data_path": "data", "show_progress": False})["A"]
     first = run.table.ranked[:, 0]
     assert (first == first[0]).all(), "the most popular item comes first, also for those who had it"
+
+
+def test_popularity_counts_interactions(alone):
+    """RecBole's Pop alone counts an item once a batch, and sampled negatives, too."""
+    run = quick.run("Pop", "A", [], {"data_path": "data", "show_progress": False})["A"]
+    config = Config("BPR", "A", config_dict={**quick.base_protocol(), "data_path": "data"})
+    dataset = create_dataset(config)
+    counts = Counter(item for _, item in held_out(dataset, split.hold_out(dataset, "A").build()[0]))
+    names = run.table.items.tokens["A"]
+    listed = [counts[names[row]] for row in run.table.ranked[0] if row >= 0]
+    assert len(set(listed)) > 2 and listed == sorted(counts[name] for name in names)[::-1]
 
 
 def test_a_domain_that_tests_nobody_is_refused(alone):
