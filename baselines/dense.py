@@ -148,6 +148,15 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return columns, values
 
 
+def distinct_rows(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of each group of equal rows int64 [u], and for every row [n] its group."""
+    groups: dict[bytes, int] = {}
+    place = [groups.setdefault(row.tobytes(), len(groups)) for row in vectors.cpu().numpy()]
+    group = torch.tensor(place, device=vectors.device)
+    first = torch.full((len(groups),), len(place), device=vectors.device)
+    return first.scatter_reduce(0, group, torch.arange(len(place), device=vectors.device), "amin"), group
+
+
 class DenseRecommender(ListRecommender):
     """Ranks the items of a domain by exact dense scores.
 
@@ -167,6 +176,7 @@ class DenseRecommender(ListRecommender):
         self._networks = networks
         with torch.inference_mode():
             self._vectors = {d: network.item_vectors(features) for d, (network, features) in networks.items()}
+            self._distinct = {domain: distinct_rows(vectors) for domain, vectors in self._vectors.items()}
 
     @torch.inference_mode()
     def scores(self, domain: str, history: Tensor, length: Tensor) -> Tensor:
@@ -175,7 +185,9 @@ class DenseRecommender(ListRecommender):
         history = (history - self.items.rows(domain).start).clamp(min=0).to(features.device)
         vectors = self._vectors[domain]
         histories = network.history_vectors(features, vectors, history, length.to(features.device))
-        return network.logits(histories, vectors).float()
+        # Equal vectors are scored once: two columns of one product may differ in the last bit, and equals are ties.
+        first, place = self._distinct[domain]
+        return network.logits(histories, vectors[first]).float()[:, place]
 
     @torch.inference_mode()
     def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
