@@ -123,7 +123,7 @@ def hash_file(path: str | Path) -> str:
 
 
 def hash_of(*parts: Any) -> str:
-    """SHA-256 over arrays (dtype, shape, bytes) and JSON-able values, in hexadecimal."""
+    """SHA-256 over arrays (dtype, shape, bytes), bytes, iterators of bytes and JSON-able values, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -131,6 +131,9 @@ def hash_of(*parts: Any) -> str:
             digest.update(np.ascontiguousarray(part).data)
         elif isinstance(part, bytes):
             digest.update(part)
+        elif isinstance(part, Iterator):
+            for piece in part:
+                digest.update(piece)
         else:
             digest.update(json.dumps(part, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode())
         digest.update(b"\x1e")

@@ -10,8 +10,10 @@ import numpy as np
 
 from recbole_gmc.cache import Cache
 from recbole_gmc.embed.embeddings import TextEmbeddings, refuse_unusable
+from recbole_gmc.embed.mapped import LazyVectors, MappedFile, lazily, stacked
 from recbole_gmc.files import hash_of, write_json
 from recbole_gmc.settings import TextSettings
+from recbole_gmc.vectors import Vectors, blocks
 
 if TYPE_CHECKING:
     import torch
@@ -77,22 +79,26 @@ def embed(
     return TextEmbeddings(texts.items, normalized(vectors, settings.normalize))
 
 
-def normalized(vectors: np.ndarray, how: str) -> np.ndarray:
+def normalized(vectors: Vectors, how: str) -> Vectors:
     """float32 [items, D]: as they are (``none``), rows of length 1 (``l2``), or columns of mean 0 and variance 1
-    over all items of all domains (``standardize``; a constant column becomes 0)."""
+    over all items of all domains (``standardize``; a constant column becomes 0). The change is made as rows are read.
+    """
     if how == "none":
         return vectors
-    wide = vectors.astype(np.float64)
     if how == "l2":
-        wide /= np.linalg.norm(wide, axis=1, keepdims=True)
-    else:
-        wide -= wide.mean(axis=0)
-        spread = wide.std(axis=0)
-        wide /= np.where(spread > 1e-12, spread, 1.0)
-    return wide.astype(np.float32)
+        return lazily(vectors, _unit)
+    mean = sum(block.sum(axis=0, dtype=np.float64) for _, block in blocks(vectors)) / len(vectors)
+    spread = np.sqrt(sum(((block - mean) ** 2).sum(axis=0) for _, block in blocks(vectors)) / len(vectors))
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    return lazily(vectors, lambda rows: ((rows.astype(np.float64) - mean) / spread).astype(np.float32))
 
 
-def _encoded(texts: ItemTexts, settings: TextSettings, cache: Cache, device: str, progress: bool) -> np.ndarray:
+def _unit(rows: np.ndarray) -> np.ndarray:
+    wide = rows.astype(np.float64)
+    return (wide / np.linalg.norm(wide, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _encoded(texts: ItemTexts, settings: TextSettings, cache: Cache, device: str, progress: bool) -> Vectors:
     if settings.encoder == "lsa":
         from recbole_gmc.embed import lsa
 
@@ -123,9 +129,7 @@ def _encoded(texts: ItemTexts, settings: TextSettings, cache: Cache, device: str
     return vectors if stored is None else stored
 
 
-def _stored(cache: Cache, key: str) -> np.ndarray | None:
+def _stored(cache: Cache, key: str) -> LazyVectors | None:
     folder = cache.get(KIND, key)
-    if folder is None:
-        return None
-    # Not memory-mapped: a file that changes later would change what was checked.
-    return np.load(folder / "vectors.npy", allow_pickle=False)
+    # Read from the file as needed; whoever reads twice asks ``refuse_change`` at the end.
+    return None if folder is None else stacked([(MappedFile(folder / "vectors.npy"), None)])

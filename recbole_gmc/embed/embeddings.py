@@ -8,9 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
+from recbole_gmc.embed.mapped import LazyVectors
 from recbole_gmc.errors import EmbeddingError
 from recbole_gmc.files import hash_of
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.vectors import Vectors, blocks, content
 
 SHOWN = 10
 
@@ -21,24 +23,25 @@ class TextEmbeddings:
 
     Args:
         items: which items, in which order.
-        vectors: float32 [items, D], finite.
+        vectors: float32 [items, D], finite: an array, or rows that stay on disk until they are asked for
+            (``numpy.asarray`` reads them all).
 
     Raises:
         EmbeddingError: a wrong shape or dtype, or values that are not finite.
     """
 
     items: ItemIndex
-    vectors: np.ndarray
+    vectors: np.ndarray | LazyVectors
 
     def __post_init__(self) -> None:
         vectors = self.vectors
-        if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
+        if not isinstance(vectors, (np.ndarray, LazyVectors)) or vectors.dtype != np.float32:
             kind = getattr(vectors, "dtype", type(vectors).__name__)
             raise EmbeddingError(f"Text embeddings must be a float32 array, not {kind}")
         if vectors.ndim != 2 or len(vectors) != len(self.items) or vectors.shape[1] == 0:
             shape = list(vectors.shape)
             raise EmbeddingError(f"Text embeddings of shape {shape} do not fit the catalogue's {len(self.items)} items")
-        refuse_rows(self.items, ~np.isfinite(vectors).all(axis=1), "with NaN or infinite values")
+        refuse_rows(self.items, _rows_not_finite(vectors), "with NaN or infinite values")
 
     @property
     def dim(self) -> int:
@@ -46,11 +49,16 @@ class TextEmbeddings:
 
     @cached_property
     def fingerprint(self) -> str:
-        return hash_of(self.items.fingerprint, self.vectors)
+        return hash_of(self.items.fingerprint, content(self.vectors))
 
     def for_domain(self, domain: str) -> np.ndarray:
         """float32 [items of the domain, D]."""
         return self.vectors[self.items.rows(domain)]
+
+    def refuse_change(self) -> None:
+        """Raises ``EmbeddingError`` if a file that the vectors are read from was changed since it was checked."""
+        if isinstance(self.vectors, LazyVectors):
+            self.vectors.refuse_change()
 
 
 def first_tokens(tokens: Iterable[str]) -> str:
@@ -81,14 +89,24 @@ def refuse_rows(
         raise EmbeddingError(f"{len(rows)} text embeddings {what}: {names}", where, mend)
 
 
-def refuse_unusable(items: ItemIndex, vectors: np.ndarray, where: str) -> None:
+def refuse_unusable(items: ItemIndex, vectors: Vectors, where: str) -> None:
     """Refuses what an encoder or a file must not give: a wrong row count, NaN, infinite or all-zero rows.
 
     Raises:
         EmbeddingError: naming ``where`` and the first ten tokens.
     """
-    if vectors.ndim != 2 or len(vectors) != len(items):
+    if len(vectors.shape) != 2 or len(vectors) != len(items):
         shape = list(vectors.shape)
         raise EmbeddingError(f"embeddings of shape {shape} for {len(items)} items", where, "Give one row an item")
-    refuse_rows(items, ~np.isfinite(vectors).all(axis=1), "with NaN or infinite values", where)
-    refuse_rows(items, ~vectors.any(axis=1), "that are all zero", where)
+    zero = np.zeros(len(items), dtype=bool)
+    for rows, block in blocks(vectors):
+        zero[rows] = ~block.any(axis=1)
+    refuse_rows(items, _rows_not_finite(vectors), "with NaN or infinite values", where)
+    refuse_rows(items, zero, "that are all zero", where)
+
+
+def _rows_not_finite(vectors: Vectors) -> np.ndarray:
+    bad = np.zeros(len(vectors), dtype=bool)
+    for rows, block in blocks(vectors):
+        bad[rows] = ~np.isfinite(block).all(axis=1)
+    return bad

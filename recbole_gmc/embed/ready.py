@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_gmc.embed.embeddings import first_tokens, refuse_unusable
+from recbole_gmc.embed.mapped import LazyVectors, MappedFile, stacked
 from recbole_gmc.errors import EmbeddingError, SettingError
 from recbole_gmc.items import ItemIndex
 
@@ -17,8 +18,8 @@ KEY = "text_embedding_path"
 logger = getLogger("recbole_gmc.embed")
 
 
-def read_all(items: ItemIndex, paths: Mapping[str, str]) -> np.ndarray:
-    """Reads one file a domain into the catalogue's row order: float32 [items, D].
+def read_all(items: ItemIndex, paths: Mapping[str, str]) -> LazyVectors:
+    """One file a domain in the catalogue's row order: float32 [items, D], checked, read when asked for.
 
     Args:
         items: the catalogue. Rows of other items are counted aloud and left out, as ``.item`` rows without
@@ -36,24 +37,25 @@ def read_all(items: ItemIndex, paths: Mapping[str, str]) -> np.ndarray:
     if foreign := [str(domain) for domain in paths if domain not in items.domains]:
         logger.info("%s: not used, as these domains are not in this run: %s", KEY, ", ".join(foreign))
     parts = {domain: _read_domain(items, domain, paths[domain]) for domain in items.domains}
-    widths = {domain: part.shape[1] for domain, part in parts.items()}
+    widths = {domain: file.table.shape[1] for domain, (file, _) in parts.items()}
     if len(set(widths.values())) > 1:
         found = ", ".join(f"{domain} {width}" for domain, width in widths.items())
         raise EmbeddingError(f"domains differ in dimension: {found}", KEY, "Embed every domain with one encoder")
-    vectors = np.concatenate(list(parts.values()))
+    vectors = stacked(list(parts.values()))
     refuse_unusable(items, vectors, KEY)
     return vectors
 
 
-def _read_domain(items: ItemIndex, domain: str, path: str) -> np.ndarray:
+def _read_domain(items: ItemIndex, domain: str, path: str) -> tuple[MappedFile, np.ndarray]:
+    """The domain's file, and the positions of its items there."""
     if not isinstance(path, (str, Path)) or Path(path).suffix != ".npy":
         raise SettingError(f"{path!r} of domain {domain} is no .npy file", KEY, "Give the path of a .npy file")
     file = Path(path).expanduser()
     table = _read_npy(file)
     ids = file.with_suffix(".ids")
     tokens = _read_ids(ids)
-    if len(tokens) != len(table):
-        what = f"{len(table)} rows, but {ids.name} names {len(tokens)} items"
+    if len(tokens) != len(table.table):
+        what = f"{len(table.table)} rows, but {ids.name} names {len(tokens)} items"
         raise EmbeddingError(what, str(file), "Write both files from one list of items")
     position = {token: row for row, token in enumerate(tokens)}
     wanted = items.tokens[domain]
@@ -62,24 +64,24 @@ def _read_domain(items: ItemIndex, domain: str, path: str) -> np.ndarray:
         raise EmbeddingError(what, str(ids), "Embed every item that has an interaction")
     if extra := len(position) - len(wanted):
         logger.info("%s: %d of %d rows are not in the catalogue and are left out", file, extra, len(tokens))
-    with np.errstate(over="ignore"):  # a float64 past float32's range becomes infinite and is refused by name
-        return np.asarray(table[[position[token] for token in wanted]], dtype=np.float32)
+    return table, np.fromiter((position[token] for token in wanted), dtype=np.int64, count=len(wanted))
 
 
-def _read_npy(file: Path) -> np.ndarray:
+def _read_npy(file: Path) -> MappedFile:
     mend = "Save a plain float array with numpy.save(file, array, allow_pickle=False)"
     if not file.is_file():
         raise EmbeddingError("no such file", str(file), f"Set {KEY} to an existing .npy file (tried {file.absolute()})")
     try:
-        table = np.load(file, mmap_mode="r", allow_pickle=False)
+        mapped = MappedFile(file)
     except (ValueError, OSError, EOFError) as error:
         raise EmbeddingError(f"not a readable .npy file of numbers ({error})", str(file), mend) from error
+    table = mapped.table
     if not isinstance(table, np.ndarray):  # a renamed .npz
         table.close()
         raise EmbeddingError("an archive of arrays, not one array", str(file), mend)
     if table.dtype.kind != "f" or table.ndim != 2 or table.shape[1] == 0:
         raise EmbeddingError(f"an array of {table.dtype} {list(table.shape)}, not float [items, D]", str(file), mend)
-    return table
+    return mapped
 
 
 def _read_ids(file: Path) -> list[str]:
