@@ -183,7 +183,7 @@ class TrainSettings:
     warmup_ratio: float = key("warmup_ratio", 0.01, least=0.0, most=1.0)
     schedule: str = key("lr_schedule", "cosine", choices=("cosine", "linear", "constant"))
     precision: str = key("precision", "auto", choices=("auto", "fp32", "bf16"))
-    chunk_tokens: int = key("chunk_tokens", 2048, least=8)
+    chunk_tokens: int = key("chunk_tokens", 16384, least=8)
     max_prefixes: int | None = key("max_prefixes", None, least=1)
     valid_users: int = key("valid_users", 2000, least=0)
     cpu_threads: int | None = key("cpu_threads", None, least=1)

@@ -1,4 +1,4 @@
-"""Vocabulary, encoder input, loss and chunks, held against hand values and plain transformers."""
+"""Vocabulary, encoder input and loss, held against hand values and plain transformers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from recbole_gmc.errors import GMCError
-from recbole_gmc.model.dropout import Dropout
 from recbole_gmc.model.seq2seq import (
     build_t5,
     encode_histories,
     group_by_length,
-    length_chunks,
     sequence_log_prob,
     sequence_loss,
 )
@@ -115,58 +113,8 @@ def test_loss_is_equation_8_as_transformers_computes_it():
     assert loss.item() == pytest.approx(-log_prob.mean().item() / 3, abs=1e-5)
 
 
-def gradients(t5, batches) -> torch.Tensor:
-    t5.zero_grad()
-    for share, tokens, mask, labels in batches:
-        (share * sequence_loss(t5, tokens, mask, labels)).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in t5.parameters()])
-
-
-def test_gradient_of_the_chunks_is_that_of_the_whole_batch():
-    words = Vocabulary(3, 7)
-    t5 = build_t5(SMALL, words).eval()
-    codes, history, length, labels = small_batch(words, rows=40, width=12)
-    whole = gradients(t5, [(1.0, *encode_histories(codes, history, length, words), labels)])
-    chunks = length_chunks(length, 128, words.levels)
-    assert len(chunks) > 3
-    parts = [(len(c) / 40, *encode_histories(codes, history[c], length[c], words), labels[c]) for c in chunks]
-    chunked = gradients(t5, parts)
-    assert (chunked - whole).norm() < 1e-5 * whole.norm()
-
-
-@pytest.mark.parametrize("chunk_tokens", [1, 50, 1000])
-def test_chunks_hold_every_row_once_within_their_size(chunk_tokens):
-    torch.manual_seed(0)
-    length = torch.randint(1, 21, (120,))
-    chunks = length_chunks(length, chunk_tokens, 4)
-    assert sorted(torch.cat(chunks).tolist()) == list(range(120))
-    assert all(len(c) == 1 or len(c) * (int(length[c].max()) * 4 + 1) <= chunk_tokens for c in chunks)
-    assert length_chunks(length[:0], chunk_tokens, 4) == []
-
-
 def test_groups_have_one_length_each():
     length = torch.tensor([3, 1, 3, 3, 2, 1])
     groups = [group.tolist() for group in group_by_length(length, most=2)]
     assert groups == [[1, 5], [4], [0, 2], [3]]
     assert [g.tolist() for g in group_by_length(length)] == [[1, 5], [4], [0, 2, 3]]
-
-
-def test_dropout_drops_its_share_scales_the_rest_and_passes_the_same_gradient():
-    torch.manual_seed(0)
-    layer, ones = Dropout(0.1), torch.ones(400_003, requires_grad=True)
-    dropped = layer(ones)
-    dropped.sum().backward()
-    kept = dropped != 0
-    assert (1 - kept.float().mean()).item() == pytest.approx(0.1, abs=0.002)
-    assert dropped[kept].unique().item() == pytest.approx(1 / 0.9, rel=1e-4)
-    assert torch.equal(ones.grad, dropped.detach())
-    assert not torch.equal(layer(ones), dropped)
-    torch.manual_seed(0)
-    assert torch.equal(layer(ones), dropped)
-    assert layer.eval()(ones) is ones
-
-
-def test_no_plain_dropout_is_left_in_the_network():
-    t5 = build_t5(SMALL, Vocabulary(2, 4))
-    kinds = {type(module) for module in t5.modules() if isinstance(module, torch.nn.Dropout)}
-    assert kinds == {Dropout}

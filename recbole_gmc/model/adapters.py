@@ -15,7 +15,6 @@ from transformers import T5ForConditionalGeneration
 
 from recbole_gmc.errors import CheckpointError, GMCError
 from recbole_gmc.files import hash_file, hash_of, new_folder, read_json, safe_name, write_json
-from recbole_gmc.model.dropout import Dropout
 from recbole_gmc.settings import LoraSettings
 
 FORMAT = 1
@@ -70,7 +69,6 @@ class DomainAdapters:
         self.model = get_peft_model(t5, self._config, adapter_name="d0")
         for adapter in list(self._adapter.values())[1:]:
             self.model.add_adapter(adapter, self._config)
-        Dropout.put_into(self.model)
         self.model.train(t5.training)  # peft's new layers start in training mode
         self.activate(None)
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.model.adapters import DomainAdapters
-from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob, sequence_loss
+from recbole_gmc.model.forward import PackedT5
+from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.recommender import Recommender
 from recbole_gmc.settings import DecodeSettings, LoraSettings, T5Settings, TokenizerSettings, read
@@ -49,6 +50,7 @@ class GMC(SequentialRecommender):
         self.t5_settings = read(T5Settings, config)
         self.t5 = build_t5(self.t5_settings, self.vocabulary)
         self.adapters: DomainAdapters | None = None
+        self._network: PackedT5 | None = None
         self.semantic_ids: SemanticIds | None = None
         self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
         self.register_buffer("item_of_row", torch.from_numpy(dataset.item_ids), persistent=False)
@@ -98,8 +100,28 @@ class GMC(SequentialRecommender):
 
     def loss(self, rows: SequenceRows) -> Tensor:
         """Mean cross-entropy over the L codes of the targets (eq. 8)."""
-        tokens, mask = encode_histories(self.codes, rows.history, rows.length, self.vocabulary)
-        return sequence_loss(self.t5, tokens, mask, self.vocabulary.tokens(self.codes[rows.target]))
+        return self._packed(torch.float32).loss(*self._sequences(rows))
+
+    def backward(self, rows: SequenceRows, dtype: torch.dtype, chunk_tokens: int) -> Tensor:
+        """Adds the gradient of ``loss`` to the parameters and returns its value.
+
+        Args:
+            rows: an i.i.d. batch.
+            dtype: fp32 or bf16, of products and activations.
+            chunk_tokens: encoder tokens held at once; fewer need less memory, the gradient stays.
+        """
+        return self._packed(dtype).backward(*self._sequences(rows), chunk_tokens)
+
+    def _packed(self, dtype: torch.dtype) -> PackedT5:
+        if self._network is None or self._network.t5 is not self.t5 or self._network.dtype != dtype:
+            self._network = PackedT5(self.t5, dtype)
+        return self._network
+
+    def _sequences(self, rows: SequenceRows) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoder tokens [B, S], how many of them count [B], and labels [B, L]."""
+        tokens, _ = encode_histories(self.codes, rows.history, rows.length, self.vocabulary)
+        sizes = rows.length * self.vocabulary.levels + 1
+        return tokens, sizes, self.vocabulary.tokens(self.codes[rows.target])
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         return self.loss(self._rows(interaction))

@@ -9,11 +9,8 @@ import torch.nn.functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from recbole_gmc.errors import GMCError
-from recbole_gmc.model.dropout import Dropout
 from recbole_gmc.model.vocabulary import EOS, PAD, Vocabulary
 from recbole_gmc.settings import T5Settings
-
-PADDING_WORTH = 128  # tokens of padding that cost about as much as one more chunk
 
 
 def build_t5(settings: T5Settings, vocabulary: Vocabulary) -> T5ForConditionalGeneration:
@@ -35,11 +32,8 @@ def build_t5(settings: T5Settings, vocabulary: Vocabulary) -> T5ForConditionalGe
         eos_token_id=EOS,
         decoder_start_token_id=PAD,
     )
-    # Eager attention trains faster than sdpa at these lengths: its learned bias and dropout rule out sdpa's kernels.
-    config._attn_implementation = "eager"
-    t5 = T5ForConditionalGeneration(config)
-    Dropout.put_into(t5)
-    return t5
+    config._attn_implementation = "eager"  # the learned bias rules out sdpa's fast kernels
+    return T5ForConditionalGeneration(config)
 
 
 def encode_histories(
@@ -123,32 +117,6 @@ def sequence_log_prob(
     """The log-probability [B] of each label sequence [B, L], normalised over the whole vocabulary at every level."""
     logits = sequence_logits(t5, input_ids, mask, labels).float()
     return logits.log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1).sum(-1)
-
-
-def length_chunks(length: torch.Tensor, chunk_tokens: int, levels: int) -> list[torch.Tensor]:
-    """Cuts a batch into chunks of like length, each of at most ``chunk_tokens`` encoder tokens.
-
-    The batch as a whole stays what the sampler drew: with each chunk's mean loss weighted by its share of the rows,
-    the summed gradients equal those of the whole batch. A chunk also ends where its padding would cost more than
-    starting another.
-
-    Args:
-        length: int [B], items in each history.
-        chunk_tokens: a chunk's rows times its longest sequence; a single longer row is a chunk of its own.
-
-    Returns:
-        int64 index tensors that together hold every row once, longest histories last.
-    """
-    order = torch.argsort(length, stable=True)
-    widths = (length[order] * levels + 1).tolist()
-    chunks, start, held = [], 0, 0  # held: the chunk's tokens without padding
-    for row, width in enumerate(widths):  # sorted, so this row is the widest so far
-        padded = (row + 1 - start) * width
-        if row > start and (padded > chunk_tokens or padded - width - held > PADDING_WORTH):
-            chunks.append(order[start:row])
-            start, held = row, 0
-        held += width
-    return [*chunks, order[start:]] if len(order) else []
 
 
 def group_by_length(length: torch.Tensor, most: int | None = None) -> list[torch.Tensor]:

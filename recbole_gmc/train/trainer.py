@@ -15,7 +15,6 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.gmc import GMC
-from recbole_gmc.model.seq2seq import length_chunks
 from recbole_gmc.settings import LoraSettings, read
 from recbole_gmc.train import estimate, run_files, unified_cache
 from recbole_gmc.train.checkpoint import Progress
@@ -27,7 +26,7 @@ from recbole_gmc.train.stages import StageTrainer
 class GMCTrainer(StageTrainer):
     """Semantic IDs, then the unified recommender, then one adapter a domain.
 
-    A batch is i.i.d. and cut into chunks of similar length.
+    A batch is i.i.d.; its histories are packed into rows of a few widths.
     """
 
     model: GMC
@@ -128,14 +127,9 @@ class GMCTrainer(StageTrainer):
         return list(self.model.adapters.train_parameters(self.stage.domain))
 
     def backward(self, rows: SequenceRows) -> Tensor:
-        """Gradient of the mean loss of an i.i.d. batch; chunks of like length save padding and change nothing else."""
-        total = torch.zeros((), device=self.device)
-        for part in length_chunks(rows.length, self.settings.chunk_tokens, self.model.vocabulary.levels):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                loss = self.model.loss(rows.select(part)) * (len(part) / len(rows))
-            loss.backward()
-            total += loss.detach()
-        return total
+        """Adds the gradient of the mean loss of an i.i.d. batch."""
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        return self.model.backward(rows, dtype, self.settings.chunk_tokens)
 
     # ---- weights and files ---------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from recbole_gmc.train.trainer import GMCTrainer
 
 KIND = "unified"
-VERSION = 1  # goes up when equal settings would train other weights
+VERSION = 2  # goes up when equal settings would train other weights
 SETTINGS = ("seed", "shuffle", "learner", "clip_grad_norm", "valid_metric", "topk", "beam_size", "MAX_ITEM_LIST_LENGTH")
 
 
