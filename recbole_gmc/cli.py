@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
+import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from recbole_gmc import __version__, keys, lookup, quick, registry
+from recbole_gmc import __version__, keys, logs, lookup, quick, registry
 from recbole_gmc.errors import GMCError, SettingError
 
 PROGRAM = "recbole-gmc"
@@ -37,7 +39,7 @@ A run prints one table, a row a domain, and leaves its files in run_dir (default
   --<key>=<value> any setting of RecBole or of the model; values are YAML: --topk=5,10 --x=~ --x=[A,B] --x=1e-3
 
 Without --model, --dataset and --config_files the settings change the quick start, as in `{PROGRAM} --seed=7`.
-Exit status: 0 done, 1 the run failed, 2 bad use.
+Exit status: 0 done, 1 the run failed, 2 bad use, 130 interrupted.
 """
 
 MODELS_HELP = f"""\
@@ -58,11 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 the run failed, 2 bad use (one line on stderr says what and how to mend).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # RecBole writes for older versions of pandas and torch, which say so at every column and trainer.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="recbole\\.")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks transformers for it
     try:
-        _command(arguments)()
+        with logs.started_by(_as_typed(arguments)):
+            _command(arguments)()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output (`| head`) has gone: nothing is left to say, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except GMCError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_status
@@ -73,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _as_typed(arguments: list[str]) -> str:
+    script = sys.argv[0].endswith(".py") and not sys.argv[0].endswith("__main__.py")
+    return shlex.join(["python", sys.argv[0], *arguments] if script else [PROGRAM, *arguments])
 
 
 def _command(arguments: list[str]) -> Callable[[], Any]:

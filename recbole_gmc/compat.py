@@ -7,9 +7,11 @@ loads checkpoints, reads CSV files and parses YAML as it always did.
 from __future__ import annotations
 
 import csv
+import functools
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -219,6 +221,31 @@ def restore_dok_update() -> None:
         dok_matrix._update = lambda matrix, entries: matrix._dict.update(entries)
 
 
+def _quietly(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+            return method(*args, **kwargs)
+
+    return call
+
+
+def silence_what_only_recbole_can_mend() -> None:
+    """pandas warns at every column of ``fillna(inplace=True)`` and ``agg(len)``, torch of ``torch.cuda.amp`` as it trains.
+
+    RecBole's own lines are meant, which a user cannot change. The filter names RecBole's modules and holds while a
+    data set is made; RecBole's trainer sees today's names of the two classes of torch instead.
+    """
+    import torch
+
+    dataset = _recbole("data.dataset.dataset").Dataset
+    dataset.__init__ = _quietly(dataset.__init__)
+    trainer = _recbole("trainer.trainer")
+    today = {name: functools.partial(getattr(torch.amp, name), "cuda") for name in ("GradScaler", "autocast")}
+    trainer.amp = Seen(trainer.amp, **today)  # type: ignore[attr-defined]
+
+
 def read_settings_without_eval() -> None:
     """Command-line and ``config_dict`` strings never reach ``eval``, YAML files build plain values only.
 
@@ -242,6 +269,7 @@ _PATCHES: tuple[Callable[[], None], ...] = (
     let_recbole_read_its_checkpoints,
     keep_tokens_as_written,
     restore_dok_update,
+    silence_what_only_recbole_can_mend,
     read_settings_without_eval,
 )
 _applied: set[str] = set()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,30 @@ LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "wa
 
 
 TABLES = logging.getLogger("recbole_gmc.tables")
+
+_command: ContextVar[str | None] = ContextVar("command", default=None)
+
+
+@contextmanager
+def started_by(command: str) -> Iterator[None]:
+    """Names the command line that begins the logs of the runs it makes."""
+    token = _command.set(command)
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
+def _call(config: Any) -> str:
+    """The Python call of a run, with the settings that are not the model's own."""
+    usual = config.internal_config_dict
+    given = {name: value for name, value in config.external_config_dict.items() if value != usual.get(name)}
+    return f"run_recbole(model={config['model']!r}, dataset={config['dataset']!r}, config_dict={given!r})"
+
+
+def _not_argv(record: logging.LogRecord) -> bool:
+    """RecBole's own first line is ``sys.argv``, which says nothing of a call from Python or a command run as one."""
+    return record.msg is not sys.argv
 
 
 @contextmanager
@@ -59,6 +85,7 @@ class RunFile(logging.FileHandler):
 
 def _end() -> None:
     root = logging.getLogger()
+    root.removeFilter(_not_argv)
     for handler in [handler for handler in root.handlers if isinstance(handler, RunFile)]:
         root.removeHandler(handler)
         handler.close()
@@ -93,6 +120,8 @@ def init_logger(inner: Callable, config: Any) -> None:
             colorlog.ColoredFormatter("%(log_color)s" + LINE, "%d %b %H:%M", log_colors=log_colors_config)
         )
         root.addHandler(terminal)
+    root.info(_command.get() or _call(config))
+    root.addFilter(_not_argv)
     return None
 
 

@@ -146,6 +146,18 @@ def test_help_version_and_models(capsys):
     assert str(registry.entry("GMC").properties) in printed and "SASRec" in printed
 
 
+@pytest.mark.parametrize("command", ["--version", "models", "--help"])
+def test_a_reader_that_goes_leaves_no_traceback(command):
+    """As `recbole-gmc models | head -1` does; here the reader goes before the first line."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    line = [sys.executable, "-m", "recbole_gmc", command]
+    done = subprocess.run(line, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_model_of_recbole_runs_once_a_domain(alone):
     (alone / "data/both.yaml").write_text("domains: [A, B]\n")
     flags = ["data_path", "show_progress", "topk", "valid_metric"]

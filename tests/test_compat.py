@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,21 @@ def test_recbole_s_trainer_and_pretrained_models_read_whole_checkpoints():
         buffer.seek(0)
         assert module.torch.load(buffer) == {"config": Path("x")}
         assert module.torch.nn is torch.nn
+
+
+def test_only_what_recbole_s_own_lines_cause_is_silent(alone):
+    write_domain(alone / "data/A", items=9)
+    rows = "".join(f"i{item}\t{'' if item else 'one two'}\t{item or ''}\n" for item in range(9))
+    (alone / "data/A/A.item").write_text(f"item_id:token\ttitle:token_seq\tprice:float\n{rows}")
+    settings = {"data_path": "data", "epochs": 1, "show_progress": False, "topk": 3, "valid_metric": "NDCG@3"}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        filters = list(warnings.filters)
+        run_recbole("BPR", "A", config_dict=settings | {"load_col": None, "embedding_size": 4})
+        left = [one for one in warnings.filters if one not in filters and issubclass(FutureWarning, one[2])]
+        assert left == [], "nothing is silenced for good"
+        warnings.warn("mine", FutureWarning, stacklevel=1)
+    assert [str(one.message) for one in seen if issubclass(one.category, FutureWarning)] == ["mine"]
 
 
 def test_a_recbole_checkpoint_is_tested_again_in_a_fresh_process(alone):

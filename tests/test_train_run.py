@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from math import log2
@@ -64,6 +65,7 @@ def runs(tmp_path_factory) -> SimpleNamespace:
     (root / "settings.json").write_text(json.dumps(tiny(root, made.api, **changes, cache_dir=str(root / "cache-api"))))
     command = [str(ROOT / "run_recbole_gmc.py"), "--model=GMC", "--dataset=tiny"]
     command += [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in flags.items()]
+    made.command = command
     both = [
         subprocess.Popen([sys.executable, *arguments], cwd=root, env=environment(), stdout=-1, stderr=-2, text=True)
         for arguments in (command, ["-c", API, "settings.json"])
@@ -100,6 +102,15 @@ def test_the_terminal_shows_one_table(runs):
         rows = [line.split() for line in printed.splitlines()]
         assert [row[:3] for row in rows if row[:1] == ["average"]] == [["average", "50", "30"]]
         assert "Traceback" not in printed and "Estimated time" in printed
+
+
+def test_the_log_begins_with_the_command(runs):
+    """As it was typed, or as the call from Python that it was."""
+    first = {run: (run / "run.log").read_text().splitlines()[0].split(" INFO  ")[1] for run in (runs.cli, runs.api)}
+    assert shlex.split(first[runs.cli]) == ["python", *runs.command]
+    settings = read_json(runs.root / "settings.json")
+    del settings["dropout_rate"]  # what the property file says, too
+    assert first[runs.api] == f"run_recbole(model='GMC', dataset='tiny', config_dict={settings!r})"
 
 
 def test_nothing_is_written_elsewhere(runs):
