@@ -232,7 +232,7 @@ def _quietly(method: Callable) -> Callable:
 
 
 def silence_what_only_recbole_can_mend() -> None:
-    """pandas warns at every column of ``fillna(inplace=True)`` and ``agg(len)``, torch of ``torch.cuda.amp`` as it trains.
+    """pandas warns of ``fillna(inplace=True)`` and ``agg(len)`` at every column, torch of ``torch.cuda.amp``.
 
     RecBole's own lines are meant, which a user cannot change. The filter names RecBole's modules and holds while a
     data set is made; RecBole's trainer sees today's names of the two classes of torch instead.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_gmc.errors import DataError
-from recbole_gmc.evaluate import results
+from recbole_gmc.evaluate import per_user, results
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.items import ItemIndex
 
@@ -76,6 +76,46 @@ def test_any_table_comes_back(tmp_path_factory, tokens, users, width, seed):
     path = tmp_path_factory.mktemp("table") / "t.tsv"
     made.write(path)
     assert same(made, TopKTable.read(path, made.items))
+
+
+def test_minus_one_as_a_token_is_not_taken_for_a_missing_item(tmp_path):
+    """Its score tells it from a place past the catalogue, its rank from a target outside it."""
+    items = ItemIndex.of({"A": ["-1", "x", "y"]})
+    minus, x, y = 0, 1, 2
+    rows = [  # target, list, hit
+        (minus, [x, minus, y, -1], True),
+        (-1, [minus, x, y, -1], False),  # a target outside the catalogue, though the list has the item -1
+        (x, [minus, x, y, -1], True),
+        (minus, [x, y, -1, -1], False),
+        (-1, [x, y, -1, -1], False),
+    ]
+    target, ranked = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    scores = np.where(ranked >= 0, -np.arange(1.0, 5.0), -np.inf).astype(np.float32)
+    made = TopKTable(items, np.zeros(5, np.int64), tuple("abcde"), target, ranked, scores, np.zeros(5, bool))
+    made.write(tmp_path / "t.tsv")
+    assert (tmp_path / "t.tsv").read_text().splitlines()[
+        2
+    ] == "A\tb\t-1\t-1\t-1\t-1.000000\tx\t-2.000000\ty\t-3.000000\t-1\t"
+    back = TopKTable.read(tmp_path / "t.tsv", items)
+    assert back.ranked.tolist() == ranked.tolist() and back.rank.tolist() == [1, -1, 1, -1, -1]
+    assert back.target.tolist()[:4] == target.tolist()[:4]
+    for metric in (per_user.recall, per_user.ndcg):
+        assert metric(back, 3).tolist() == metric(made, 3).tolist()
+    assert per_user.recall(back, 3).astype(bool).tolist() == [row[2] for row in rows]
+
+
+def test_a_rank_that_is_not_the_target_s_is_refused(tmp_path):
+    made = table({"A": ["x", "y"]}, ["u"], width=2)
+    made.write(tmp_path / "t.tsv")
+    head, line = (tmp_path / "t.tsv").read_text().splitlines()
+    fields = line.split("\t")
+    for rank in ("-1", "1", "0", "7", "", "1.5"):
+        (tmp_path / "t.tsv").write_text("\n".join([head, "\t".join(["A", "u", fields[4], rank, *fields[4:]])]) + "\n")
+        if rank == "0":
+            assert TopKTable.read(tmp_path / "t.tsv", made.items).rank.tolist() == [0]
+            continue
+        with pytest.raises(DataError, match=r"t\.tsv:2: not a line of a top-k table"):
+            TopKTable.read(tmp_path / "t.tsv", made.items)
 
 
 def test_lines_that_are_none_are_refused_with_their_number(tmp_path):

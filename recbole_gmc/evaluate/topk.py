@@ -60,7 +60,11 @@ class TopKTable:
         )
 
     def write(self, path: str | Path) -> None:
-        """Writes the tab-separated ``topk.tsv``: domain, user, target, rank, then K pairs of item and score."""
+        """Writes the tab-separated ``topk.tsv``: domain, user, target, rank, then K pairs of item and score.
+
+        ``-1`` stands for a target outside the catalogue and, with an empty score, for a place past its end. An item
+        may have the token ``-1``, too: in a list its score tells, as a target its rank (``read``).
+        """
         names = np.array([token for domain in self.items.domains for token in self.items.tokens[domain]] + [MISSING])
         width = self.ranked.shape[1]
         head = ["domain", "user_id", "target_item", "rank"]
@@ -80,25 +84,26 @@ class TopKTable:
 
     @classmethod
     def read(cls, path: str | Path, items: ItemIndex) -> TopKTable:
-        """Reads ``topk.tsv`` back; certificates are not in the file and read as ``False``."""
+        """Reads ``topk.tsv`` back; certificates are not in the file and read as ``False``.
+
+        A target ``-1`` where an item has this token is the item, unless the list holds the item and the rank denies it.
+
+        Raises:
+            DataError: a line of another form, an unknown item, or a rank that is not the target's, with file:line.
+        """
         path = Path(path)
         rows: list[tuple] = []
         with path.open(encoding="utf-8", newline="\n") as file:
             width = (len(file.readline().rstrip("\n").split("\t")) - 4) // 2
             for number, line in enumerate(file, 2):
-                fields = line.rstrip("\n").split("\t")
-                if len(fields) != 4 + 2 * width or fields[0] not in items.row_of:
-                    raise DataError("not a line of a top-k table", f"{path}:{number}", "Write the table again")
-                known = {MISSING: -1, **items.row_of[fields[0]]}
                 try:
-                    ranked = [
-                        -1 if score == "" else known[t] for t, score in zip(fields[4::2], fields[5::2], strict=True)
-                    ]
-                    target = items.row_of[fields[0]].get(fields[2], -1)
+                    rows.append(_row(line.rstrip("\n").split("\t"), items, width))
                 except KeyError as error:
-                    raise DataError(f"unknown item {error}", f"{path}:{number}", "Use the run's own items") from None
-                scores = [float(score) if score else -np.inf for score in fields[5::2]]
-                rows.append((items.domains.index(fields[0]), fields[1], target, ranked, scores))
+                    what = f"unknown item {error}"
+                    raise DataError(what, f"{path}:{number}", "Use the run's own items") from None
+                except ValueError as error:
+                    mend = "Write the table again"
+                    raise DataError(f"not a line of a top-k table ({error})", f"{path}:{number}", mend) from None
         domain, user, target, ranked, scores = zip(*rows, strict=True) if rows else ((), (), (), (), ())
         return cls(
             items,
@@ -109,3 +114,23 @@ class TopKTable:
             np.array(scores, np.float32).reshape(-1, width),
             np.zeros(len(rows), bool),
         )
+
+
+def _row(fields: list[str], items: ItemIndex, width: int) -> tuple[int, str, int, list[int], list[float]]:
+    """One line as domain, user, target, ranked and scores; ``KeyError`` for an item, ``ValueError`` for all else."""
+    if len(fields) != 4 + 2 * width:
+        raise ValueError(f"{len(fields)} fields, not {4 + 2 * width}")
+    name, user, token, rank = fields[:4]
+    if name not in items.row_of:
+        raise ValueError(f"no domain {name!r}")
+    rows = items.row_of[name]
+    pairs = list(zip(fields[4::2], fields[5::2], strict=True))
+    ranked = [-1 if (item, score) == (MISSING, "") else rows[item] for item, score in pairs]
+    scores = [-np.inf if row < 0 else float(score) for row, (_, score) in zip(ranked, pairs, strict=True)]
+    target = rows[token] if token != MISSING else rows.get(MISSING, -1)
+    place = ranked.index(target) if target >= 0 and target in ranked else -1
+    if token == MISSING and int(rank) < 0:
+        target, place = (-1, -1) if place >= 0 else (target, place)
+    if int(rank) != place:
+        raise ValueError(f"rank {rank}, but the target's place is {place}")
+    return items.domains.index(name), user, target, ranked, scores
