@@ -128,7 +128,7 @@ class UniSRec(TransferModel):
         if settings.item_drop == 1.0 or not settings.sequence_weight:
             said = "items dropped only"
         elif settings.word_path is not None:
-            vectors = normalized(ready.read_all(texts.items, settings.word_path), text.normalize)
+            vectors = np.array(normalized(ready.read_all(texts.items, settings.word_path), text.normalize))
             more, said = {DROPPED: torch.from_numpy(vectors)}, "items dropped, or words (word_drop_embedding_path)"
         elif text.path is not None or text.encoder == "lsa":
             said = "items dropped only: vectors of texts with words removed need word_drop_embedding_path or a "
@@ -139,6 +139,7 @@ class UniSRec(TransferModel):
             more, said = {DROPPED: torch.from_numpy(vectors)}, f"items dropped, or {settings.word_ratio:.0%} of words"
         logger.info("UniSRec, augmented sequences: %s", said)
         features = torch.from_numpy(np.array(embeddings.vectors))
+        embeddings.refuse_change()
         return Inputs(features, more=more, hashes=hashes, about={"augmentation": said})
 
     @classmethod

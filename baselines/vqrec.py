@@ -102,7 +102,7 @@ def assign(choice: Tensor, iterations: int, temperature: float, faithful: bool =
         value, place = soft.softmax(dim=-1).max(dim=-1, keepdim=True)
         return torch.zeros_like(soft).scatter(-1, place, value).ceil()
     hard = torch.zeros_like(soft).scatter(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())
 
 
 class VQRec(TransferModel):
@@ -136,12 +136,14 @@ class VQRec(TransferModel):
         seen[train.target.cpu().numpy()] = True
         seen[train.history[train.history >= 0].cpu().numpy()] = True
         where = settings.digits, settings.bits, cache
-        union = opq.encode(embeddings.vectors, seen, *where, "all domains")
+        vectors = np.array(embeddings.vectors)
+        embeddings.refuse_change()
+        union = opq.encode(vectors, seen, *where, "all domains")
         about, domains = {"all": union.facts}, {}
         if settings.codes == "domain":
             for domain in dataset.domains:
                 rows = dataset.items.rows(domain)
-                made = opq.encode(embeddings.vectors[rows], seen[rows], *where, domain)
+                made = opq.encode(vectors[rows], seen[rows], *where, domain)
                 about[domain], domains[domain] = made.facts, torch.from_numpy(made.codes)
         hashes = {"texts": texts.fingerprint, "embeddings": embeddings.fingerprint}
         return Inputs(torch.from_numpy(union.codes), domains, hashes=hashes, about=about)
@@ -181,15 +183,16 @@ class VQRec(TransferModel):
         if not stage.name.startswith(REASSIGN):
             return {}
         network: VQRecNetwork = self.of_domain(stage.domain)
-        before = network.table.clone()
-        network.table.copy_(self._reassigned(network, noise=self.settings.permutation == "faithful"))
+        before, noise = network.table.clone(), self.settings.permutation == "faithful"
+        chosen = self._assigned(network, noise).argmax(dim=-1, keepdim=True)
+        network.table.copy_(before.gather(1, chosen.expand_as(before)))
         network.choice = None
         return {"changed_rows": int((network.table != before).any(-1).sum()), "rows": before[..., 0].numel()}
 
-    def _reassigned(self, network: VQRecNetwork, noise: bool = True) -> Tensor:
+    def _assigned(self, network: VQRecNetwork, noise: bool = True) -> Tensor:
         settings = self.settings
         how = settings.sinkhorn_iterations, settings.sinkhorn_temperature, settings.permutation == "faithful", noise
-        return assign(network.choice, *how) @ network.table
+        return assign(network.choice, *how)
 
     # ---- losses --------------------------------------------------------------------------------------------------
 
@@ -208,7 +211,7 @@ class VQRec(TransferModel):
     def tune_loss(self, rows: SequenceRows, domain: str, stage: str) -> Tensor:
         """Cross-entropy over all items of the domain."""
         network, codes = self.of_domain(domain), self.features(domain)
-        table = self._reassigned(network) if stage.startswith(REASSIGN) else None
+        table = self._assigned(network) @ network.table if stage.startswith(REASSIGN) else None
         vectors = network.item_vectors(codes, table)
         histories = network.encoder(vectors[rows.history], rows.length)
         return F.cross_entropy(network.logits(histories, vectors).float(), rows.target)
