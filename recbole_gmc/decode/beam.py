@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from recbole_gmc.decode.network import DecoderNetwork, Memory
+from recbole_gmc.decode.network import DecoderNetwork
+from recbole_gmc.decode.products import Products
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
 from recbole_gmc.model.vocabulary import Vocabulary
 
-ROUNDING = 1e-4  # what fp32 sums of log-probabilities may differ by from one batch shape to another
+# What sums of log-probabilities may differ by from one batch shape to another.
+ROUNDING = {"fp32": 1e-4, "bf16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,30 @@ class BeamResult:
 
 
 @dataclass(frozen=True)
-class _Beams:
-    """The beams of one level, in the order of their nodes: node and score [B, W]; a dead place scores -inf."""
+class Beams:
+    """The beams of one level: nodes int64 [B, W] and scores [B, W], -inf where dead.
+
+    ``lineage`` int64 [B, W, A] holds the places of their ancestors in the network's memory.
+    """
 
     nodes: torch.Tensor
     scores: torch.Tensor
+    lineage: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Children:
+    """All children of some beams, C columns a user in the order of their nodes; a column past the last one is blank.
+
+    Attributes:
+        nodes: int64 [B, C]; 0 where blank.
+        parents: int64 [B, C], which beam each hangs on; 0 where blank.
+        scores: float32 [B, C]; -inf where blank or the parent is dead.
+    """
+
+    nodes: torch.Tensor
     parents: torch.Tensor
+    scores: torch.Tensor
 
 
 class BeamSearch:
@@ -53,13 +74,20 @@ class BeamSearch:
         trie: the domain's prefix tree.
         vocabulary: the tokens of its codes.
         beam_size: K, beams and results.
+        products: how matrices are multiplied, and in which precision.
 
     Raises:
         GMCError: the tree and the vocabulary do not fit, or K < 1.
     """
 
     def __init__(
-        self, state: Mapping[str, torch.Tensor], config: Any, trie: Trie, vocabulary: Vocabulary, beam_size: int
+        self,
+        state: Mapping[str, torch.Tensor],
+        config: Any,
+        trie: Trie,
+        vocabulary: Vocabulary,
+        beam_size: int,
+        products: Products | None = None,
     ) -> None:
         if (trie.levels, trie.codebook_size) != (vocabulary.levels, vocabulary.codebook_size):
             raise GMCError(
@@ -68,10 +96,11 @@ class BeamSearch:
             )
         if beam_size < 1:
             raise GMCError(f"{beam_size!r} beams", where="beam_size", mend="It must be >= 1")
-        self.network = DecoderNetwork(state, config)
+        self.network = DecoderNetwork(state, config, products)
         self.trie = trie.to(self.network.device)
         self.vocabulary = vocabulary
         self.beam_size = beam_size
+        self.rounding = ROUNDING[self.network.products.precision]
 
     @torch.no_grad()
     def search(self, input_ids: torch.Tensor, mask: torch.Tensor, beam_size: int | None = None) -> BeamResult:
@@ -85,91 +114,77 @@ class BeamSearch:
             GMCError: the network's output is not a number.
         """
         size, wanted = len(input_ids), beam_size or self.beam_size
-        device = self.network.device
-        memory = self.network.encode(input_ids.to(device), mask.to(device))
-        tree = _TreeAttention(self.network, size)
+        network, last, device = self.network, self.trie.levels - 1, self.network.device
+        mask = mask.to(device) if bool((mask == 0).any()) else None
+        memory = network.encode(input_ids.to(device), mask, room=1 + last * wanted)
         root = torch.zeros(size, 1, dtype=torch.long, device=device)
-        beams = _Beams(root, torch.zeros(size, 1, device=device), root)
-        tokens = torch.full_like(root, self.network.start)
+        beams = Beams(root, torch.zeros(size, 1, device=device), root[..., None][..., :0])
+        tokens = torch.full_like(root, network.start)
         pruned = torch.full((size,), -math.inf, device=device)
-        last = self.trie.levels - 1
+        broken = torch.zeros(size, dtype=torch.bool, device=device)
         for level in range(last + 1):
-            logits = self._step(tokens, memory, tree.grow(beams.parents))
-            beams, best_pruned = self._grow(beams, logits, level, wanted, ranked=level == last)
+            place = torch.arange(memory.used, memory.used + tokens.shape[1], device=device)
+            lineage = torch.cat([beams.lineage, place.expand(size, -1)[..., None]], dim=2)
+            bias = network.lineage_bias(torch.arange(level, -1, -1, device=device))
+            log_probs = network.step(tokens, memory, lineage, bias[:, None, None])
+            broken |= log_probs[..., 0].isnan().any(1)
+            children = self.children(Beams(beams.nodes, beams.scores, lineage), log_probs, level)
+            beams, cut = _keep(children, lineage, wanted, ranked=level == last)
             if level < last:
-                pruned = torch.maximum(pruned, best_pruned)
-                tokens = self.vocabulary.level(level).start + self.trie.codes[level][beams.nodes]
-        items = self.trie.items[beams.nodes].masked_fill(beams.scores == -math.inf, -1)
-        short = wanted - items.shape[1]
-        items = torch.nn.functional.pad(items, (0, short), value=-1)
-        scores = torch.nn.functional.pad(beams.scores, (0, short), value=-math.inf)
-        # Log-probabilities only fall along a path, so all that was cut off ends below the best prefix cut off.
-        certified = (pruned == -math.inf) | (pruned < scores[:, -1] - ROUNDING)
-        return BeamResult(items, scores, certified)
-
-    def _step(self, tokens: torch.Tensor, memory: Memory, bias: torch.Tensor) -> torch.Tensor:
-        return self.network.step(tokens, memory, bias)
-
-    def _grow(
-        self, beams: _Beams, logits: torch.Tensor, level: int, wanted: int, ranked: bool
-    ) -> tuple[_Beams, torch.Tensor]:
-        """One level down: all children of all beams, of which the best ``wanted`` stay.
-
-        Returns:
-            The new beams, best first if ``ranked``, else in the order of their nodes; and the best score cut off [B].
-        """
-        first, codes = self.trie.first[level], self.trie.codes[level]
-        starts = first[beams.nodes]
-        counts = (first[beams.nodes + 1] - starts).masked_fill(beams.scores == -math.inf, 0)
-        ends = counts.cumsum(1)
-        # Column c of a user is the c-th child over all its beams: the children of a beam are neighbours in the tree.
-        column = torch.arange(int(ends[:, -1].max()), device=logits.device).expand(len(logits), -1).contiguous()
-        parent = torch.searchsorted(ends, column, right=True)
-        outside = parent == beams.nodes.shape[1]
-        parent = parent.masked_fill_(outside, 0)
-        node = (starts - ends + counts).gather(1, parent).add_(column).masked_fill_(outside, 0)
-        total = logits.logsumexp(-1)
-        if not bool(total.isfinite().all()):
+                pruned = torch.maximum(pruned, cut)
+                tokens = self.vocabulary.level(level).start + self.trie.code[beams.nodes].long()
+        if bool(broken.any()):
             raise GMCError(
                 "the recommender's output is not a number",
                 mend="Its weights are damaged or training diverged; go back to an earlier checkpoint or lower the "
                 "learning rate",
             )
-        token = self.vocabulary.level(level).start + codes[node]
-        step = logits.flatten(1).gather(1, parent * logits.shape[-1] + token) - total.gather(1, parent)
-        scores = (beams.scores.gather(1, parent) + step.clamp_(max=0.0)).masked_fill_(outside, -math.inf)
-        kept = _best(scores, wanted + 1)
-        cut = (
-            scores.gather(1, kept[:, wanted:])
-            if kept.shape[1] > wanted
-            else scores.new_full((len(scores), 1), -math.inf)
-        )
-        kept = kept[:, :wanted]
-        if not ranked:
-            kept = kept.sort(1).values
-        alive = scores.gather(1, kept)
-        return _Beams(node.gather(1, kept), alive, parent.gather(1, kept)), cut.squeeze(1)
+        dead = beams.scores == -math.inf
+        items = self.trie.item(beams.nodes.masked_fill(dead, self.trie.start[-2])).masked_fill_(dead, -1)
+        short = wanted - items.shape[1]
+        scores = F.pad(beams.scores, (0, short), value=-math.inf)
+        # Log-probabilities only fall along a path, so all that was cut off ends below the best prefix cut off.
+        certified = (pruned == -math.inf) | (pruned < scores[:, -1] - self.rounding)
+        return BeamResult(F.pad(items, (0, short), value=-1), scores, certified)
+
+    def children(self, beams: Beams, log_probs: torch.Tensor, level: int) -> Children:
+        """All children of beams whose children stand on ``level``, from the log-probabilities [B, W, vocabulary]."""
+        starts, counts = self.trie.children(beams.nodes)
+        counts = counts.masked_fill_(beams.scores == -math.inf, 0)
+        ends = counts.cumsum(1)
+        # Column c of a user is the c-th child over all its beams: the children of a beam are neighbours in the tree.
+        columns = torch.arange(self._columns(ends, level), device=ends.device)
+        parents = torch.searchsorted(ends, columns.expand(len(ends), -1).contiguous(), right=True)
+        blank = parents == beams.nodes.shape[1]
+        parents = parents.masked_fill_(blank, 0)
+        nodes = (starts - ends + counts).gather(1, parents).add_(columns).masked_fill_(blank, 0)
+        codes = self.vocabulary.level(level)
+        scores = (log_probs[..., codes] + beams.scores[..., None]).flatten(1)
+        token = parents * (codes.stop - codes.start) + self.trie.code[nodes]
+        return Children(nodes, parents, scores.gather(1, token).masked_fill_(blank, -math.inf))
+
+    def _columns(self, ends: torch.Tensor, level: int) -> int:
+        """Columns for the children of all beams. Only a CPU may ask how many there are; cuda takes the most possible."""
+        if ends.device.type == "cpu":
+            return int(ends[:, -1].max())
+        nodes = self.trie.start[level + 1] - self.trie.start[level]
+        return min(ends.shape[1] * self.trie.widest[level], nodes)
 
 
-class _TreeAttention:
-    """Who sees whom: each beam sees its ancestors and itself among all positions appended so far."""
+def _keep(children: Children, lineage: torch.Tensor, wanted: int, ranked: bool) -> tuple[Beams, torch.Tensor]:
+    """The best ``wanted`` children, best first if ``ranked``, else in the order of their nodes.
 
-    def __init__(self, network: DecoderNetwork, size: int) -> None:
-        self.network = network
-        self.seen = torch.zeros(size, 1, 0, dtype=torch.bool, device=network.device)
-        self.position = torch.zeros(0, dtype=torch.long, device=network.device)
-        self.depth = 0
-
-    def grow(self, parents: torch.Tensor) -> torch.Tensor:
-        """Adds a level of beams on their ``parents`` [B, W] of the level before; gives its bias [B, heads, W, T]."""
-        size, width = parents.shape
-        above = self.seen.gather(1, parents[..., None].expand(-1, -1, self.seen.shape[2]))
-        itself = torch.eye(width, dtype=torch.bool, device=parents.device).expand(size, -1, -1)
-        self.seen = torch.cat([above, itself], dim=2)
-        self.position = torch.cat([self.position, self.position.new_full((width,), self.depth)])
-        bias = self.network.decoder_position_bias(self.depth - self.position)
-        self.depth += 1
-        return torch.where(self.seen[:, None], bias[None, :, None], -math.inf)
+    Returns:
+        They, with their parents' ``lineage`` [B, W, A]; and the best score cut off [B].
+    """
+    kept = _best(children.scores, wanted + 1)
+    cut = children.scores.gather(1, kept[:, wanted:])
+    cut = F.pad(cut, (0, 1 - cut.shape[1]), value=-math.inf).squeeze(1)
+    kept = kept[:, :wanted]
+    if not ranked:
+        kept = kept.sort(1).values
+    parents = children.parents.gather(1, kept)[..., None].expand(-1, -1, lineage.shape[2])
+    return Beams(children.nodes.gather(1, kept), children.scores.gather(1, kept), lineage.gather(1, parents)), cut
 
 
 def _best(scores: torch.Tensor, wanted: int) -> torch.Tensor:

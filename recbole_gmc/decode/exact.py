@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from recbole_gmc.decode.beam import BeamSearch
@@ -27,22 +25,19 @@ def score_all(search: BeamSearch, input_ids: torch.Tensor, mask: torch.Tensor, c
     """
     trie, network, vocabulary = search.trie, search.network, search.vocabulary
     device = network.device
-    memory = network.encode(input_ids.to(device), mask.to(device))
+    memory = network.encode(input_ids.to(device), mask.to(device), room=chunk * trie.levels)
     size, levels = len(input_ids), trie.levels
-    by_leaf = torch.empty(size, len(trie), device=device)
+    scores = torch.empty(size, len(trie), device=device)
     prefixes = trie.paths(levels - 2) if levels > 1 else torch.zeros(1, 0, dtype=torch.long, device=device)
     offsets = torch.tensor([vocabulary.level(level).start for level in range(levels)], device=device)
-    first = trie.first[levels - 1]
+    first, last, items = trie.first[-1].long(), trie.codes[-1], trie.items.long()
     for begin in range(0, len(prefixes), chunk):
         tokens = prefixes[begin : begin + chunk] + offsets[: levels - 1]
         path, log_probs = _walk(search, memory, tokens, size)
-        leaves = slice(int(first[begin]), int(first[begin + len(tokens)]))
-        counts = first[begin + 1 : begin + len(tokens) + 1] - first[begin : begin + len(tokens)]
-        parent = torch.repeat_interleave(torch.arange(len(tokens), device=device), counts)
-        token = trie.codes[levels - 1][leaves] + offsets[-1]
-        by_leaf[:, leaves] = path[:, parent] + log_probs[:, parent, token]
-    scores = torch.empty_like(by_leaf)
-    scores[:, trie.items] = by_leaf
+        bounds = first[begin : begin + len(tokens) + 1]
+        leaves = slice(int(bounds[0]), int(bounds[-1]))
+        parent = torch.repeat_interleave(torch.arange(len(tokens), device=device), bounds.diff())
+        scores[:, items[leaves]] = path[:, parent] + log_probs[:, parent, last[leaves].long() + offsets[-1]]
     if bool(scores.isnan().any()):
         raise GMCError("the recommender's output is not a number", mend="Go back to an earlier checkpoint")
     return scores
@@ -52,16 +47,15 @@ def _walk(search: BeamSearch, memory: Memory, tokens: torch.Tensor, size: int) -
     """Teacher-forces prefixes [P, L - 1]; returns their log-probabilities [B, P] and those after them [B, P, V]."""
     network = search.network
     count, depth = tokens.shape
-    branch = Memory(memory.cross, memory.bias, [None] * len(memory.tree))
+    memory.used = 0
     place = torch.arange(count, device=tokens.device)
-    owner, position = place.new_zeros(0), place.new_zeros(0)
     score = torch.zeros(size, count, device=tokens.device)
     step = tokens.new_full((count,), network.start)
     for level in range(depth + 1):
-        owner, position = torch.cat([owner, place]), torch.cat([position, torch.full_like(place, level)])
-        bias = network.decoder_position_bias(level - position)[:, None]
-        bias = torch.where(owner == place[:, None], bias, -math.inf)[None]
-        log_probs = network.step(step.expand(size, -1), branch, bias).log_softmax(-1)
+        past = torch.arange(level + 1, device=tokens.device)
+        bias = network.lineage_bias(level - past)[:, None, None]
+        lineage = (place[:, None] + past * count).expand(size, -1, -1)
+        log_probs = network.step(step.expand(size, -1), memory, lineage, bias)
         if level < depth:
             step = tokens[:, level]
             score += log_probs.gather(2, step.expand(size, -1)[..., None]).squeeze(2)

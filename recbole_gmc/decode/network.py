@@ -1,47 +1,79 @@
 """T5's forward pass for decoding: plain weights in, log-probabilities out, nothing kept that beam search does not need.
 
 The numbers are those of transformers' T5 in evaluation mode. What differs is the bookkeeping: the scales of the layer
-norms are folded into the matrices behind them, query, key and value are one product, the keys and values of the
-history are made once a user with the beams as the query axis, and the keys of the beams are only ever appended.
+norms are folded into the matrices behind them; query, key and value are one product, which the first layer looks up,
+because it depends on nothing but the token; the keys and values of the history are made once a user, with the beams as
+the query axis; and those of the beams are only ever appended, where each beam reads its ancestors by their places.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from recbole_gmc.decode.products import Products
 from recbole_gmc.model.seq2seq import output_scale
+
+
+DENSE = 128  # places up to which attention over all beams with a mask is cheaper than fetching each beam's ancestors
 
 
 @dataclass
 class Memory:
-    """What one batch of histories leaves behind: cross-attention keys and values, and the growing keys of its beams.
+    """What a batch of B histories leaves behind, and what its beams append.
 
-    ``cross`` holds per decoder layer keys and values [B, heads, S, d_kv]; ``bias`` is [B, 1, 1, S] with -inf on
-    padding, or ``None`` without padding; ``tree`` per decoder layer keys and values [B, heads, positions, d_kv].
+    Attributes:
+        cross: per decoder layer, keys and values of the history [2, heads, B, S, d_kv].
+        blocked: [B, 1, S] with -inf on padding, or ``None`` without padding.
+        tree: per decoder layer, keys and values of all beams so far, float32 [2, heads, B, room, d_kv].
+        used: how many of ``room`` places are taken.
     """
 
-    cross: list[tuple[torch.Tensor, torch.Tensor]]
-    bias: torch.Tensor | None
-    tree: list[tuple[torch.Tensor, torch.Tensor] | None]
+    cross: list[torch.Tensor]
+    blocked: torch.Tensor | None
+    tree: list[torch.Tensor]
+    used: int = 0
+
+    @property
+    def room(self) -> int:
+        return self.tree[0].shape[3]
+
+    def grow(self, room: int) -> None:
+        """Makes room for that many places in all."""
+        if room > self.room:
+            self.tree = [F.pad(tree, (0, 0, 0, room - self.room)) for tree in self.tree]
+
+    def of(self, users: torch.Tensor) -> Memory:
+        """The memory of some users, int64 [b]."""
+        return replace(
+            self,
+            cross=[pair[:, :, users] for pair in self.cross],
+            blocked=None if self.blocked is None else self.blocked[users],
+            tree=[pair[:, :, users] for pair in self.tree],
+        )
 
 
 class DecoderNetwork:
     """The encoder and the decoder of a T5 with tied head.
 
+    The residual stream, the norms, the attention of the beams among themselves and the head are float32 in every
+    precision: in bf16 it is the head that would spoil the order of the items, and the rest costs little.
+
     Args:
         state: plain T5 weights by their transformers names, adapters merged (``DomainAdapters.merged_state``).
         config: the model's ``T5Config``; only read.
+        products: how matrices are multiplied.
     """
 
-    def __init__(self, state: Mapping[str, torch.Tensor], config: Any) -> None:
+    def __init__(self, state: Mapping[str, torch.Tensor], config: Any, products: Products | None = None) -> None:
+        self.products = products or Products()
+        self.exact = self.products.in_float32()
         self.heads, self.width = config.num_heads, config.d_kv
-        self.eps = config.layer_norm_epsilon
         self.buckets = config.relative_attention_num_buckets
         self.max_distance = config.relative_attention_max_distance
         self.gated = config.is_gated_act
@@ -50,80 +82,125 @@ class DecoderNetwork:
         weights = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in state.items()}
         self.embedding = weights["shared.weight"]
         self.device = self.embedding.device
-        self.encoder = [self._block(weights, f"encoder.block.{i}.", False) for i in range(config.num_layers)]
-        self.decoder = [self._block(weights, f"decoder.block.{i}.", True) for i in range(config.num_decoder_layers)]
+        # sqrt(mean(x^2) + eps) = hypot(|x|, sqrt(d_model * eps)) / sqrt(d_model)
+        self.least = torch.tensor((config.d_model * config.layer_norm_epsilon) ** 0.5, device=self.device)
+        for name, scale in weights.items():
+            if name.endswith("layer_norm.weight"):
+                weights[name] = scale * config.d_model**0.5
         bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         self.encoder_bias, self.decoder_bias = weights[f"encoder.{bias}"], weights[f"decoder.{bias}"]
-        # One product makes the history's keys and values for all decoder layers.
+        self.encoder = [self._block(weights, f"encoder.block.{i}.", False) for i in range(config.num_layers)]
+        self.decoder = [self._block(weights, f"decoder.block.{i}.", True) for i in range(config.num_decoder_layers)]
         norm = weights["encoder.final_layer_norm.weight"]
-        cross = [weights[f"decoder.block.{i}.layer.1.EncDecAttention.{n}.weight"] * norm
-                 for i in range(config.num_decoder_layers) for n in "kv"]  # fmt: skip
-        self.cross = torch.cat(cross)
+        self.cross = [
+            self._parts(weights, f"decoder.block.{i}.layer.1.EncDecAttention.", "kv", norm)
+            for i in range(config.num_decoder_layers)
+        ]
         head = weights.get("lm_head.weight", self.embedding)
-        self.head = head * weights["decoder.final_layer_norm.weight"] * output_scale(config)
+        self.head = self.exact.prepare(head * weights["decoder.final_layer_norm.weight"] * output_scale(config))
+        # What the first layers make of each token of the vocabulary.
+        with self.products.batched():
+            normed = self._norm(self.embedding)
+            self.encoder_first = self.products.parts(normed, self.encoder[0]["qkv"])
+            self.decoder_first = self.products.linear(normed, self.decoder[0]["qkv"])
 
     def _block(self, weights: Mapping[str, torch.Tensor], name: str, decoder: bool) -> dict[str, torch.Tensor]:
         attention, norm = f"{name}layer.0.SelfAttention.", weights[f"{name}layer.0.layer_norm.weight"]
-        block = {
-            "qkv": torch.cat([weights[f"{attention}{part}.weight"] for part in "qkv"]) * norm,
-            "o": weights[f"{attention}o.weight"],
-        }
+        block = {"o": self._joined(weights, attention, "o")}
         if decoder:
             cross = f"{name}layer.1.EncDecAttention."
-            block["cross_q"] = weights[f"{cross}q.weight"] * weights[f"{name}layer.1.layer_norm.weight"]
-            block["cross_o"] = weights[f"{cross}o.weight"]
+            block["qkv"] = self._joined(weights, attention, "qkv", norm)
+            block["cross_q"] = self._joined(weights, cross, "q", weights[f"{name}layer.1.layer_norm.weight"])
+            block["cross_o"] = self._joined(weights, cross, "o")
+        else:
+            block["qkv"] = self._parts(weights, attention, "qkv", norm)
         last = f"{name}layer.{2 if decoder else 1}."
         norm, dense = weights[f"{last}layer_norm.weight"], f"{last}DenseReluDense."
-        inner = ("wi_0", "wi_1") if self.gated else ("wi",)
-        block["wi"] = torch.cat([weights[f"{dense}{part}.weight"] for part in inner]) * norm
-        block["wo"] = weights[f"{dense}wo.weight"]
+        block["wi"] = self._joined(weights, dense, ("wi_0", "wi_1") if self.gated else ("wi",), norm)
+        block["wo"] = self._joined(weights, dense, ("wo",))
         return block
 
-    def encode(self, input_ids: torch.Tensor, mask: torch.Tensor) -> Memory:
-        """Encodes histories int64 [B, S] once; ``mask`` [B, S] is 0 on padding."""
-        size, length = input_ids.shape
-        padding = mask == 0
-        padded = bool(padding.any())
-        position = torch.arange(length, device=self.device)
-        bias = self._bias(self.encoder_bias, position - position[:, None], both_ways=True)[None]
-        blocked = None
-        if padded:
-            blocked = bias.new_zeros(size, 1, 1, length).masked_fill_(padding[:, None, None], -math.inf)
-            bias = bias + blocked
-        hidden = self.embedding[input_ids]
-        for block in self.encoder:
-            query, key, value = self._split(F.linear(self._norm(hidden), block["qkv"]), 3)
-            hidden = hidden + F.linear(_attend(query, key, value, bias), block["o"])
-            hidden = hidden + self._feed_forward(hidden, block)
-        crossed = self._split(F.linear(self._norm(hidden), self.cross), 2 * len(self.decoder))
-        pairs = [(crossed[2 * i], crossed[2 * i + 1]) for i in range(len(self.decoder))]
-        return Memory(pairs, blocked, [None] * len(self.decoder))
+    def _joined(
+        self, weights: Mapping[str, torch.Tensor], name: str, parts: Iterable[str], norm: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The matrices of ``parts`` as one, with the scale of the norm before them folded in."""
+        joined = torch.cat([weights[f"{name}{part}.weight"] for part in parts])
+        return self.products.prepare(joined if norm is None else joined * norm)
 
-    def step(self, tokens: torch.Tensor, memory: Memory, bias: torch.Tensor) -> torch.Tensor:
-        """Appends one level of beams to the tree and returns their logits over the whole vocabulary.
+    def _parts(
+        self, weights: Mapping[str, torch.Tensor], name: str, parts: Iterable[str], norm: torch.Tensor
+    ) -> torch.Tensor:
+        """The same, a matrix for each part and head."""
+        joined = torch.cat([weights[f"{name}{part}.weight"] for part in parts]) * norm
+        return self.products.prepare_parts(joined.split(self.width))
+
+    def encode(self, input_ids: torch.Tensor, mask: torch.Tensor | None, room: int) -> Memory:
+        """Encodes histories int64 [B, S] once.
 
         Args:
-            tokens: int64 [B, W], the last token of each beam; all beams stand on the same position.
-            memory: grows by W positions.
-            bias: [B or 1, heads, W, positions]: relative position bias towards ancestors and itself, -inf elsewhere.
+            mask: [B, S], 0 on padding; ``None`` without padding.
+            room: places for beams.
+        """
+        size, length = input_ids.shape
+        position = torch.arange(length, device=self.device)
+        bias = self._bias(self.encoder_bias, position - position[:, None], both_ways=True)[:, None]
+        blocked = None
+        if mask is not None:
+            blocked = bias.new_zeros(size, 1, length).masked_fill_((mask == 0)[:, None], -math.inf)
+            bias = bias + blocked
+            blocked = blocked.to(self.products.dtype)
+        bias, tokens = bias.to(self.products.dtype), input_ids.flatten()
+        hidden = self.embedding[tokens]
+        with self.products.batched():
+            for number, block in enumerate(self.encoder):
+                if number == 0:
+                    heads = self.encoder_first.index_select(1, tokens)
+                else:
+                    heads = self.products.parts(self._norm(hidden), block["qkv"])
+                heads = heads.view(3, self.heads, size, length, self.width)
+                hidden += self.products.linear(self._attend(heads[0], heads[1:], bias), block["o"])
+                hidden += self._feed_forward(hidden, block)
+            hidden = self._norm(hidden).to(self.products.dtype)
+            shape = (2, self.heads, size, length, self.width)
+            cross = [self.products.parts(hidden, weight).view(shape) for weight in self.cross]
+        tree = [self.embedding.new_empty(2, self.heads, size, room, self.width) for _ in self.decoder]
+        return Memory(cross, blocked, tree)
+
+    def step(self, tokens: torch.Tensor, memory: Memory, lineage: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Appends beams and returns the log-probabilities after them, normalised over the whole vocabulary.
+
+        Args:
+            tokens: int64 [B, W], the last token of each beam.
+            memory: W more of its places are taken.
+            lineage: int64 [B, W, A], the places of each beam's ancestors and of itself.
+            bias: float32 [heads, B or 1, W or 1, A], the position bias towards them; -inf where there is none.
 
         Returns:
-            logits [B, W, vocabulary].
+            float32 [B, W, vocabulary].
         """
+        size, width = tokens.shape
+        begin = memory.used
+        memory.used += width
+        look = self._look(memory.used, lineage, bias)
+        tokens = tokens.flatten()
         hidden = self.embedding[tokens]
-        for number, block in enumerate(self.decoder):
-            query, key, value = self._split(F.linear(self._norm(hidden), block["qkv"]), 3)
-            if memory.tree[number] is not None:
-                old_key, old_value = memory.tree[number]
-                key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
-            memory.tree[number] = (key, value)
-            hidden = hidden + F.linear(_attend(query, key, value, bias), block["o"])
-            (query,) = self._split(F.linear(self._norm(hidden), block["cross_q"]), 1)
-            hidden = hidden + F.linear(_attend(query, *memory.cross[number], memory.bias), block["cross_o"])
-            hidden = hidden + self._feed_forward(hidden, block)
-        return F.linear(self._norm(hidden), self.head)
+        with self.products.batched():
+            for number, block in enumerate(self.decoder):
+                if number == 0:
+                    joined = self.decoder_first[tokens]
+                else:
+                    joined = self.products.linear(self._norm(hidden), block["qkv"])
+                heads = joined.view(size, width, 3, self.heads, self.width).permute(2, 3, 0, 1, 4)
+                memory.tree[number][..., begin : begin + width, :] = heads[1:]
+                hidden += self.products.linear(look(heads[0], memory.tree[number]), block["o"])
+                query = self.products.linear(self._norm(hidden), block["cross_q"])
+                query = query.view(size, width, self.heads, self.width).permute(2, 0, 1, 3)
+                mixed = self._attend(query, memory.cross[number], memory.blocked)
+                hidden += self.products.linear(mixed, block["cross_o"])
+                hidden += self._feed_forward(hidden, block)
+        return self.exact.linear(self._norm(hidden), self.head).log_softmax(-1).view(size, width, -1)
 
-    def decoder_position_bias(self, distance: torch.Tensor) -> torch.Tensor:
+    def lineage_bias(self, distance: torch.Tensor) -> torch.Tensor:
         """The decoder's bias [heads, ...] for keys ``distance`` [...] >= 0 positions back."""
         return self._bias(self.decoder_bias, -distance, both_ways=False)
 
@@ -140,25 +217,51 @@ class DecoderNetwork:
         return table[bucket].movedim(-1, 0).contiguous()
 
     def _norm(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Root-mean-square normalisation without its scale, which is folded into the next matrix."""
-        return hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps)
+        """Root-mean-square normalisation but for its scale and sqrt(d_model), which are folded into the next matrix."""
+        return hidden / torch.hypot(torch.linalg.vector_norm(hidden, dim=-1, keepdim=True), self.least)
 
-    def _split(self, joined: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
-        """[B, S, parts * heads * d_kv] to ``parts`` tensors [B, heads, S, d_kv]."""
-        size, length, _ = joined.shape
-        return joined.view(size, length, parts, self.heads, self.width).permute(2, 0, 3, 1, 4).unbind(0)
+    def _attend(self, query: torch.Tensor, pair: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """T5's unscaled attention.
+
+        Args:
+            query: [heads, B, W, d_kv].
+            pair: keys and values [2, heads, B, S, d_kv].
+            bias: [heads or 1, B or 1, W or 1, S].
+
+        Returns:
+            [B * W, heads * d_kv].
+        """
+        heads, size, width, _ = query.shape
+        key, value = pair.flatten(1, 2)
+        scores = torch.bmm(query.reshape(heads * size, width, -1), key.transpose(1, 2))
+        if bias is not None:
+            scores.view(heads, size, width, -1).add_(bias)
+        mixed = torch.bmm(scores.softmax(-1), value)
+        return mixed.view(heads, size, width, -1).permute(1, 2, 0, 3).reshape(size * width, -1)
+
+    def _look(
+        self, used: int, lineage: torch.Tensor, bias: torch.Tensor
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """How beams attend to their ancestors: over all ``used`` places with a mask, or over those fetched by place."""
+        size, width, _ = lineage.shape
+        shape = (self.heads, *lineage.shape)
+        if used <= DENSE:
+            mask = bias.new_full((self.heads, size, width, used), -math.inf)
+            mask = mask.scatter_reduce_(3, lineage.expand(shape), bias.expand(shape), "amax")
+            return lambda query, tree: self._attend(query.float(), tree[..., :used, :], mask)
+        user = torch.arange(size, device=lineage.device)[:, None, None]
+
+        def fetch(query: torch.Tensor, tree: torch.Tensor) -> torch.Tensor:
+            key, value = tree[:, :, user, lineage]
+            weight = ((query[..., None, :] * key).sum(-1) + bias).softmax(-1)
+            mixed = (weight[..., None] * value).sum(-2)
+            return mixed.permute(1, 2, 0, 3).reshape(size * width, -1)
+
+        return fetch
 
     def _feed_forward(self, hidden: torch.Tensor, block: dict[str, torch.Tensor]) -> torch.Tensor:
-        inner = F.linear(self._norm(hidden), block["wi"])
+        rows = self._norm(hidden)
         if self.gated:
-            gate, inner = inner.chunk(2, dim=-1)
-            inner = F.gelu(gate, approximate="tanh") * inner
-        else:
-            inner = inner.relu_()
-        return F.linear(inner, block["wo"])
-
-
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """T5's unscaled attention, heads joined: [B, heads, W, d_kv] queries to [B, W, heads * d_kv]."""
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-    return mixed.transpose(1, 2).flatten(2)
+            gate, inner = self.products.linear(rows, block["wi"]).chunk(2, dim=-1)
+            return self.products.linear(F.gelu(gate, approximate="tanh") * inner, block["wo"])
+        return self.products.linear(self.products.linear_relu(rows, block["wi"]), block["wo"])

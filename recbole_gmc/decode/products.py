@@ -1,0 +1,192 @@
+"""Matrix products for decoding: which of torch's ways is taken, in which precision, and how it was chosen.
+
+torch multiplies float32 matrices by its default library. On some processors oneDNN, which torch carries as well, is
+more than twice as fast; on others it is not. So the way is a setting, or is found by measuring.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from recbole_gmc.errors import SettingError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROWS = 640  # 32 users of 20 beams: the products that decoding makes most
+WORTH_MEASURING = 16e6  # floating-point operations; below it the choice saves nothing that could be noticed
+# How far above torch's rate oneDNN's must be: a small lead may be noise, and would change the last digits from run to
+# run. In bf16 torch takes oneDNN as well, so packed weights win unless something is wrong with them.
+WORTH_CHANGING = {"fp32": 1.25, "bf16": 0.9}
+EXACT = 1e-5  # largest relative error of a product that counts as float32
+
+
+class Products:
+    """torch's own products, on any device.
+
+    Args:
+        precision: ``fp32``, or ``bf16``: inputs and weights are rounded to it, sums are float32.
+    """
+
+    name = "torch"
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+        self.dtype = PRECISIONS[precision]
+
+    def prepare(self, weight: torch.Tensor) -> torch.Tensor:
+        """A matrix [out, in] as ``linear`` takes it."""
+        return weight.to(self.dtype).contiguous()
+
+    def linear(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """``rows`` [n, in] times a prepared weight: [n, out]."""
+        return F.linear(rows.to(self.dtype), weight)
+
+    def linear_relu(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self.linear(rows, weight).relu_()
+
+    def prepare_parts(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Matrices [out, in] as ``parts`` takes them."""
+        return torch.stack([weight.to(self.dtype).t().contiguous() for weight in weights])
+
+    def parts(self, rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """``rows`` [n, in] times each of P prepared matrices: [P, n, out], each part in one piece.
+
+        What one product of all parts would save is less than what it costs to take its result apart.
+        """
+        rows = rows.to(self.dtype)
+        if rows.is_cuda:
+            return torch.matmul(rows, weights)
+        found = rows.new_empty(len(weights), len(rows), weights.shape[2])
+        for weight, part in zip(weights, found, strict=True):
+            torch.mm(rows, weight, out=part)
+        return found
+
+    def batched(self) -> Any:
+        """A context in which ``parts`` and ``torch.bmm`` take this way, too."""
+        return nullcontext()
+
+    def in_float32(self) -> Products:
+        """The same way in float32."""
+        return self if self.precision == "fp32" else type(self)()
+
+
+class OneDnnProducts(Products):
+    """oneDNN's products on a CPU, weights in its own layout.
+
+    Args:
+        precision: as above.
+        exact_batched: whether oneDNN's batched products hold float32 here (see ``batched_is_exact``).
+    """
+
+    name = "onednn"
+
+    def __init__(self, precision: str = "fp32", exact_batched: bool = False) -> None:
+        super().__init__(precision)
+        self.exact_batched = exact_batched
+
+    def prepare(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(super().prepare(weight), ROWS)
+
+    def linear(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows.to(self.dtype), weight, None, "none", [], "")
+
+    def linear_relu(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows.to(self.dtype), weight, None, "relu", [], "")
+
+    def batched(self) -> Any:
+        return _onednn_batched() if self.exact_batched else nullcontext()
+
+
+@contextmanager
+def _onednn_batched() -> Iterator[None]:
+    """Lets torch hand float32 products to oneDNN, which it only does when told that less precision is welcome."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def batched_is_exact() -> bool:
+    """Whether oneDNN, when allowed to round float32 products to bfloat16, computes them in float32 nevertheless.
+
+    It does on processors where rounding would save nothing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, right = torch.randn(4, 96, 64), torch.randn(4, 64, 96)
+    with _onednn_batched():
+        found = torch.bmm(left, right)
+    return _agrees(found, left.double() @ right.double())
+
+
+def onednn_available(device: torch.device) -> bool:
+    """Whether torch was built with oneDNN and its products take packed weights here."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        products = OneDnnProducts()
+        products.linear(torch.ones(2, 16), products.prepare(torch.ones(16, 16)))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
+def choose(gemm: str, precision: str, device: torch.device | str, inner: int, outer: int) -> Products:
+    """The products for a network.
+
+    Args:
+        gemm: ``torch``, ``onednn``, or ``auto``, which measures both on a matrix of the network.
+        precision: ``fp32`` or ``bf16``.
+        device: where the network computes.
+        inner, outer: the sides of its matrix.
+
+    Raises:
+        SettingError: ``onednn`` was asked for and is not to be had.
+    """
+    device = torch.device(device)
+    here = gemm != "torch" and onednn_available(device)
+    if gemm == "onednn" and not here:
+        raise SettingError(
+            f"{str(device)!r} has no oneDNN in this build of torch", where="gemm", mend="Set gemm: auto or torch"
+        )
+    plain = Products(precision)
+    if not here:
+        return plain
+    other = OneDnnProducts(precision, exact_batched=precision == "fp32" and batched_is_exact())
+    if gemm == "onednn":
+        return other
+    if 2 * ROWS * inner * outer < WORTH_MEASURING:
+        return plain
+    return other if _faster(other, plain, inner, outer) else plain
+
+
+def _faster(other: Products, plain: Products, inner: int, outer: int) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows, weight = torch.randn(ROWS, inner), torch.randn(outer, inner)
+    works = [_product(way, rows, way.prepare(weight)) for way in (plain, other)]
+    if plain.precision == "fp32" and not _agrees(works[1](), rows.double() @ weight.double().T):
+        return False
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(9):
+        for work, spent in zip(works, times, strict=True):
+            begin = time.perf_counter()
+            work()
+            spent.append(time.perf_counter() - begin)
+    return statistics.median(times[0]) > WORTH_CHANGING[plain.precision] * statistics.median(times[1])
+
+
+def _product(way: Products, rows: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: way.linear(rows, weight)
+
+
+def _agrees(found: torch.Tensor, truth: torch.Tensor) -> bool:
+    return float((found - truth).abs().max()) <= EXACT * float(truth.abs().max())
