@@ -17,15 +17,20 @@ try:
 except ImportError:  # not a POSIX system: leftovers are then told by their age alone
     fcntl = None  # type: ignore[assignment]
 
-from recbole_gmc.errors import RunError, SettingError
-from recbole_gmc.files import TEMPORARY, hash_file, new_folder, read_json, safe_name, write_json
+from safetensors import SafetensorError
+
+from recbole_gmc.errors import SettingError
+from recbole_gmc.files import TEMPORARY, hash_file, new_folder, read_json, safe_name, telling_where, write_json
 
 MANIFEST = "manifest.json"
 DAMAGED = ".damaged-"
 WRITER = ".writer"
 STALE_SECONDS = 24 * 3600
 FORMAT = 1
-_FULL = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FULL = {  # numpy's own error of a file that came out short has no number
+    *(errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EFBIG, None),
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+}
 
 logger = getLogger("recbole_gmc.cache")
 
@@ -100,11 +105,11 @@ class Cache:
                         if not fault:
                             raise _AlreadyThere
                         self._set_aside(path, fault)
-        except OSError as error:
-            if error.errno not in _FULL:
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in _FULL:
                 raise
-            mend = "Free some space there or set cache_dir to a folder that can be written"
-            raise RunError(f"The cache cannot be written ({error.strerror})", str(self.root), mend) from error
+            with telling_where(self.root, "Free some space there, or set cache_dir to another folder"):
+                raise
 
     def _set_aside(self, path: Path, fault: str) -> None:
         number = 1

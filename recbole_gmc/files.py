@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from recbole_gmc.errors import SettingError
+from recbole_gmc.errors import RunError, SettingError
 
 TEMPORARY = ".partial-"
 RETIRED = ".retired-"
@@ -56,6 +57,16 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+@contextmanager
+def telling_where(folder: str | Path, mend: str) -> Iterator[None]:
+    """Raises one ``RunError`` with the folder for whatever a full disk or a read-only folder makes of a block."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RunError(f"cannot be written ({reason})", str(folder), mend) from error
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from recbole.utils.logger import RemoveColorFilter, log_colors_config
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_gmc import registry
+from recbole_gmc.errors import SettingError
 from recbole_gmc.places import run_dir
 
 LINE, DATE = "%(asctime)-15s %(levelname)s  %(message)s", "%a %d %b %Y %H:%M:%S"
@@ -68,9 +69,17 @@ class RunFile(logging.FileHandler):
         self._early: list[logging.LogRecord] | None = []
 
     def begin(self) -> Path:
-        """Makes the folder, writes what was logged so far, and returns the folder."""
+        """Makes the folder, writes what was logged so far, and returns the folder.
+
+        Raises:
+            SettingError: the folder cannot be made.
+        """
         folder = Path(self.baseFilename).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"{str(folder)!r} cannot be made ({error.strerror})"
+            raise SettingError(what, "run_dir", "Name a folder that can be written") from error
         early, self._early = self._early or [], None
         for record in early:
             self.emit(record)
@@ -81,6 +90,11 @@ class RunFile(logging.FileHandler):
             super().emit(record)
         else:
             self._early.append(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing where the disk is full: the terminal has the line, and what must be whole says so itself."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 def _end() -> None:

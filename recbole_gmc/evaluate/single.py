@@ -25,7 +25,7 @@ from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.split import hold_out
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.files import read_json, write_json
+from recbole_gmc.files import read_json, telling_where, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.train.checkpoint import Checkpoint
 
@@ -200,8 +200,9 @@ def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun],
     report["label"] = next(iter(runs.values())).label
     if any(run.facts for run in runs.values()):
         report["runs"] = {domain: dict(run.facts) for domain, run in runs.items()}
-    table.write(folder / "topk.tsv")
-    write_json(folder / "result.json", report)
+    with telling_where(folder, "Free some space, or name another run_dir, and run again"):
+        table.write(folder / "topk.tsv")
+        write_json(folder / "result.json", report)
     getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
     getLogger().info(f"Results are in {folder}")
 

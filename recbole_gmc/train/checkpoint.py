@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recbole_gmc.errors import CheckpointError
-from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, write_json
+from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, telling_where, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
@@ -47,7 +47,24 @@ def write(
 
     Args:
         parts: writes what only this kind of model has into the folder it is given.
+
+    Raises:
+        RunError: the disk is full or the folder read-only.
     """
+    mend = "Free some space, or name another run_dir or checkpoint_dir"
+    if standing(folder).is_dir():
+        mend = "The last good checkpoint there is untouched: free some space, then go on with --resume"
+    with telling_where(folder, mend):
+        _write(folder, config, weights, progress, parts)
+
+
+def _write(
+    folder: Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    progress: Progress,
+    parts: Callable[[Path], None],
+) -> None:
     recover(folder)
     with new_folder(folder) as work:
         write_json(work / "config.json", dict(config))

@@ -11,7 +11,7 @@ from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.files import hash_file, hash_of, write_json
+from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.gmc import GMC
 from recbole_gmc.places import run_dir
@@ -22,6 +22,8 @@ from recbole_gmc.train.config_json import to_json
 if TYPE_CHECKING:
     from recbole_gmc.train.stages import StageTrainer
     from recbole_gmc.train.trainer import GMCTrainer
+
+AGAIN = "The checkpoint is whole: free some space, then --resume tests again"
 
 
 def input_hashes(dataset: GMCDataset) -> dict[str, str]:
@@ -85,16 +87,18 @@ def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, fl
         "adapter": adapters.parameters_per_adapter if adapters is not None else 0,
     }
     weights = hash_of_weights({domain: model.plain_state(domain) for domain in model.items.domains})
-    model.semantic_ids.export(run_dir(trainer.config) / "semantic_ids")
+    with telling_where(folder := run_dir(trainer.config), AGAIN):
+        model.semantic_ids.export(folder / "semantic_ids")
     publish(trainer, table, summary(trainer, table, result, parameters, weights, tokenizer=trainer.record.tokenizer))
 
 
 def publish(trainer: StageTrainer, table: TopKTable, report: Mapping[str, Any]) -> None:
     """Writes topk.tsv and result.json, and shows the table on the terminal."""
     folder = run_dir(trainer.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    table.write(folder / "topk.tsv")
-    write_json(folder / "result.json", dict(report))
+    with telling_where(folder, AGAIN):
+        folder.mkdir(parents=True, exist_ok=True)
+        table.write(folder / "topk.tsv")
+        write_json(folder / "result.json", dict(report))
     title = f"{report['model']} on {report['dataset']}, test"
     TABLES.info(f"{title}:\n{results.draw(report)}\nResults are in {folder}")
 
