@@ -23,9 +23,6 @@ from recbole_gmc.decode.beam import BeamSearch
 from recbole_gmc.decode.exact import score_all
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import SettingError
-from recbole_gmc.evaluate import per_user
-from recbole_gmc.evaluate.popularity import popular
-from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import hash_file, read_json
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.settings import T5Settings, keys_of
@@ -244,40 +241,3 @@ def test_property_files_explain_every_key_and_keep_the_protocol(model):
         )
     for line in file.read_text().splitlines():
         assert not re.match(r"\w+:", line) or " # (" in line or line.startswith(("metrics", "topk")), line
-
-
-# ---- data with a known answer ----------------------------------------------------------------------------------------
-
-PLANTED = {
-    "d_model": 32,
-    "d_ff": 64,
-    "d_kv": 16,
-    "codebook_size": 16,
-    "text_lsa_dim": 16,
-    "train_batch_size": 128,
-    "dropout_rate": 0.0,
-    "epochs": 15,
-    "eval_step": 5,
-    "cid_clusters": 6,
-    "cid_leaf_size": 12,
-    "lora": False,
-}
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_rule_is_learned_and_noise_is_not(tmp_path, model):
-    rule = {"states": 12, "noise": 0.05, "length": (6, 9), "users": 150, "items": 36}
-    write_planted(tmp_path, "Rule", seed=1, **rule)
-    write_planted(tmp_path, "Noise", seed=201, rule=False, **rule)
-    gain = {}
-    for domain in ("Rule", "Noise"):
-        settings = tiny(tmp_path, tmp_path / "run" / domain, domains=[domain], **PLANTED)
-        run_recbole(model=model, dataset=domain, config_dict=settings)
-        data = create_dataset(Config(model, domain, config_dict=settings))
-        train, _, test = data.build()
-        made = TopKTable.read(tmp_path / "run" / domain / "topk.tsv", data.items)
-        counted = popular(data.items, SequenceRows.of(train), SequenceRows.of(test), made.user, 20)
-        found = per_user.ndcg(made, 10) - per_user.ndcg(counted, 10)
-        gain[domain] = found.mean(), per_user.standard_error(found)
-    assert gain["Rule"][0] > 0.1 and gain["Rule"][0] > 5 * gain["Rule"][1]
-    assert gain["Noise"][0] < 3 * gain["Noise"][1]

@@ -42,7 +42,24 @@ TRANSFER = {
     "text_lsa_dim": 32,
     "precision": "fp32",
 }
+T5 = {
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "d_model": 32,
+    "d_ff": 64,
+    "num_heads": 2,
+    "d_kv": 16,
+    "dropout_rate": 0.0,
+    "learning_rate": 0.01,
+    "train_batch_size": 128,
+    "eval_step": 6,
+    "precision": "fp32",
+}
+QUANTISED = {"tokenizer": "rkmeans", "code_levels": 3, "codebook_size": 24, "code_dim": 16, "text_lsa_dim": 16}
 MODELS: dict[str, dict[str, Any]] = {
+    "TIGER": {**T5, **QUANTISED, "epochs": 6},
+    "P5CID": {**T5, "cid_clusters": 21, "cid_leaf_size": 20, "epochs": 12},
+    "IDGenRec": {**T5, "epochs": 6},
     "UniSRec": {**ENCODER, **TRANSFER, "n_exps": 2, "pretrain_epochs": 6, "epochs": 2},
     "VQRec": {**ENCODER, **TRANSFER, "vq_digits": 8, "vq_bits": 4, "pretrain_epochs": 6, "epochs": 4},
     "RecFormer": {
