@@ -65,14 +65,23 @@ class SequenceEncoder(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, vectors: Tensor, length: Tensor) -> Tensor:
-        """[B, d] from ``vectors`` [B, S, d], of which the first ``length`` [B] of each row count."""
-        longest = vectors.shape[1]
-        hidden = self.dropout(self.norm(vectors + self.position.weight[:longest]))
-        # Only what comes later is masked: the padding lies after the last item, whose output is the one taken.
-        later = torch.ones(longest, longest, dtype=torch.bool, device=vectors.device).triu(1)
+        """[B, d] from ``vectors`` [B, S, d], of which the first ``length`` [B] of each row count.
+
+        Rows of one length pass together, so no padding is computed: most histories are much shorter than S.
+        """
+        order = torch.argsort(length, stable=True)
+        lengths, counts = torch.unique_consecutive(length[order], return_counts=True)
+        groups = zip(order.split(counts.tolist()), lengths.tolist(), strict=True)
+        last = torch.cat([self._last(vectors[rows, :count]) for rows, count in groups])
+        return last[torch.argsort(order)]
+
+    def _last(self, vectors: Tensor) -> Tensor:
+        """[b, d]: the last output for full histories [b, S, d]."""
+        size = vectors.shape[1]
+        hidden = self.dropout(self.norm(vectors + self.position.weight[:size]))
+        later = torch.ones(size, size, dtype=torch.bool, device=vectors.device).triu(1)
         mask = torch.zeros(later.shape, dtype=hidden.dtype, device=vectors.device).masked_fill(later, -10000.0)
-        hidden = self.blocks(hidden, mask, output_all_encoded_layers=False)[-1]
-        return hidden[torch.arange(len(hidden), device=hidden.device), length - 1]
+        return self.blocks(hidden, mask, output_all_encoded_layers=False)[-1][:, -1]
 
 
 class DenseNetwork(nn.Module, ABC):
