@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from transformers import T5Config
 
 from recbole_gmc.decode.beam import BeamSearch
+from recbole_gmc.decode.best_first import search_exact
+from recbole_gmc.decode.products import choose
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import DataError
 from recbole_gmc.items import ItemIndex
@@ -107,10 +110,13 @@ class Recommender(ListRecommender):
         self.device = torch.device(device)
         self.vocabulary = Vocabulary.of(ids)
         self._codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.device)
+        products = choose(
+            decode.gemm, decode.precision, self.device, config.d_model, 3 * config.num_heads * config.d_kv
+        )
         self._searches = {}
         for domain, state in states.items():
             trie = Trie.build(torch.from_numpy(np.asarray(ids.for_domain(domain), np.int64)), ids.codebook_size)
-            self._searches[domain] = BeamSearch(state, config, trie.to(self.device), self.vocabulary, decode.beam_size)
+            self._searches[domain] = BeamSearch(state, config, trie, self.vocabulary, decode.beam_size, products)
 
     @torch.inference_mode()
     def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
@@ -119,12 +125,23 @@ class Recommender(ListRecommender):
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)
         history, length = history.cpu(), length.cpu()  # the lists are gathered on the CPU, by the same indices
-        for users in group_by_length(length, self.decode.batch_users):  # equal lengths need no padding
+        for users in self._batches(search, length):
             tokens, mask = encode_histories(
                 self._codes, history[users].to(self.device), length[users].to(self.device), self.vocabulary
             )
-            found = search.search(tokens, mask)
+            if self.decode.search == "exact":
+                found = search_exact(search, tokens, mask, self.decode.memory_mb << 20)
+            else:
+                found = search.search(tokens, mask)
             ranked[users] = torch.where(found.items >= 0, found.items + start, -1).cpu()
             scores[users] = found.scores.float().cpu()
             certified[users] = found.certified.cpu()
         return Ranking(ranked.numpy(), scores.numpy(), certified.numpy())
+
+    def _batches(self, search: BeamSearch, length: Tensor) -> Iterator[Tensor]:
+        """Users of equal history length, which need no padding; as many at once as the settings let into memory."""
+        for group in group_by_length(length):
+            tokens = int(length[group[0]]) * self.vocabulary.levels + 1
+            user = search.network.user_bytes(tokens, self.decode.beam_size, self.vocabulary.levels)
+            most = min(max((self.decode.memory_mb << 20) // user, 1), self.decode.batch_users)
+            yield from group.tensor_split(math.ceil(len(group) / most))

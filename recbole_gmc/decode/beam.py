@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from recbole_gmc.decode.network import DecoderNetwork
+from recbole_gmc.decode.network import DecoderNetwork, Memory
 from recbole_gmc.decode.products import Products
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
@@ -60,6 +60,35 @@ class Children:
     nodes: torch.Tensor
     parents: torch.Tensor
     scores: torch.Tensor
+
+    def beams(self, columns: torch.Tensor, lineage: torch.Tensor) -> Beams:
+        """Those in ``columns`` [B, W], with the places of their ancestors from their parents' ``lineage``."""
+        parents = self.parents.gather(1, columns)[..., None].expand(-1, -1, lineage.shape[2])
+        return Beams(self.nodes.gather(1, columns), self.scores.gather(1, columns), lineage.gather(1, parents))
+
+    def of(self, users: torch.Tensor) -> Children:
+        return Children(self.nodes[users], self.parents[users], self.scores[users])
+
+    def without(self, columns: torch.Tensor) -> Children:
+        """All but those in ``columns``, which score -inf."""
+        return replace(self, scores=self.scores.scatter(1, columns, -math.inf))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a search leaves behind.
+
+    Attributes:
+        memory: the network's.
+        leaves: int64 [B, W], the nodes of the list, best first; -1 where there is none.
+        scores: float32 [B, W], theirs.
+        cut: per level but the last, the children that were cut off, with their parents' lineage [B, W, A].
+    """
+
+    memory: Memory
+    leaves: torch.Tensor
+    scores: torch.Tensor
+    cut: list[tuple[Children, torch.Tensor]]
 
 
 class BeamSearch:
@@ -113,6 +142,12 @@ class BeamSearch:
         Raises:
             GMCError: the network's output is not a number.
         """
+        return self.trace(input_ids, mask, beam_size)[0]
+
+    def trace(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, beam_size: int | None = None, keep: bool = False
+    ) -> tuple[BeamResult, Trace]:
+        """The search with what it leaves behind; with ``keep`` also what it cut off, from which another can go on."""
         size, wanted = len(input_ids), beam_size or self.beam_size
         network, last, device = self.network, self.trie.levels - 1, self.network.device
         mask = mask.to(device) if bool((mask == 0).any()) else None
@@ -122,80 +157,86 @@ class BeamSearch:
         tokens = torch.full_like(root, network.start)
         pruned = torch.full((size,), -math.inf, device=device)
         broken = torch.zeros(size, dtype=torch.bool, device=device)
+        levels = []
         for level in range(last + 1):
             place = torch.arange(memory.used, memory.used + tokens.shape[1], device=device)
-            lineage = torch.cat([beams.lineage, place.expand(size, -1)[..., None]], dim=2)
+            beams = replace(beams, lineage=torch.cat([beams.lineage, place.expand(size, -1)[..., None]], dim=2))
             bias = network.lineage_bias(torch.arange(level, -1, -1, device=device))
-            log_probs = network.step(tokens, memory, lineage, bias[:, None, None])
+            log_probs = network.step(tokens, memory, beams.lineage, bias[:, None, None])
             broken |= log_probs[..., 0].isnan().any(1)
-            children = self.children(Beams(beams.nodes, beams.scores, lineage), log_probs, level)
-            beams, cut = _keep(children, lineage, wanted, ranked=level == last)
+            children = self.children(beams, log_probs[..., self.vocabulary.level(level)], self.trie.widest[level])
+            kept, cut = best(children.scores, wanted, ranked=level == last)
             if level < last:
                 pruned = torch.maximum(pruned, cut)
-                tokens = self.vocabulary.level(level).start + self.trie.code[beams.nodes].long()
+                if keep:
+                    levels.append((children.without(kept), beams.lineage))
+            beams = children.beams(kept, beams.lineage)
+            tokens = self.vocabulary.level(level).start + self.trie.code[beams.nodes].long()
+        self.refuse(broken)
+        leaves = torch.where(beams.scores == -math.inf, -1, beams.nodes)
+        trace = Trace(memory, leaves, beams.scores, levels)
+        # Log-probabilities only fall along a path, so all that was cut off ends below the best prefix cut off.
+        result = self.result(leaves, beams.scores, wanted)
+        certified = (pruned == -math.inf) | (pruned < result.scores[:, -1] - self.rounding)
+        return replace(result, certified=certified), trace
+
+    def refuse(self, broken: torch.Tensor) -> None:
+        """Raises ``GMCError`` if the network's output was no number anywhere, bool [...]."""
         if bool(broken.any()):
             raise GMCError(
                 "the recommender's output is not a number",
                 mend="Its weights are damaged or training diverged; go back to an earlier checkpoint or lower the "
                 "learning rate",
             )
-        dead = beams.scores == -math.inf
-        items = self.trie.item(beams.nodes.masked_fill(dead, self.trie.start[-2])).masked_fill_(dead, -1)
-        short = wanted - items.shape[1]
-        scores = F.pad(beams.scores, (0, short), value=-math.inf)
-        # Log-probabilities only fall along a path, so all that was cut off ends below the best prefix cut off.
-        certified = (pruned == -math.inf) | (pruned < scores[:, -1] - self.rounding)
-        return BeamResult(F.pad(items, (0, short), value=-1), scores, certified)
 
-    def children(self, beams: Beams, log_probs: torch.Tensor, level: int) -> Children:
-        """All children of beams whose children stand on ``level``, from the log-probabilities [B, W, vocabulary]."""
+    def result(self, leaves: torch.Tensor, scores: torch.Tensor, wanted: int) -> BeamResult:
+        """Lists of ``wanted`` items from leaves [B, W], -1 where there is none, best first; all of them certified."""
+        items = self.trie.item(leaves.clamp(min=self.trie.start[-2])).masked_fill_(leaves < 0, -1)
+        short = wanted - leaves.shape[1]
+        return BeamResult(
+            F.pad(items, (0, short), value=-1),
+            F.pad(scores, (0, short), value=-math.inf),
+            torch.ones(len(leaves), dtype=torch.bool, device=leaves.device),
+        )
+
+    def children(self, beams: Beams, log_probs: torch.Tensor, widest: int) -> Children:
+        """All children of some beams.
+
+        Args:
+            log_probs: [B, W, N], of the codes of the level that each beam's children stand on.
+            widest: the most children that a beam can have.
+        """
         starts, counts = self.trie.children(beams.nodes)
         counts = counts.masked_fill_(beams.scores == -math.inf, 0)
         ends = counts.cumsum(1)
         # Column c of a user is the c-th child over all its beams: the children of a beam are neighbours in the tree.
-        columns = torch.arange(self._columns(ends, level), device=ends.device)
+        # Only on a CPU may one ask how many there are; cuda would have to wait for the answer.
+        most = int(ends[:, -1].max()) if ends.device.type == "cpu" else ends.shape[1] * widest
+        columns = torch.arange(most, device=ends.device)
         parents = torch.searchsorted(ends, columns.expand(len(ends), -1).contiguous(), right=True)
         blank = parents == beams.nodes.shape[1]
         parents = parents.masked_fill_(blank, 0)
         nodes = (starts - ends + counts).gather(1, parents).add_(columns).masked_fill_(blank, 0)
-        codes = self.vocabulary.level(level)
-        scores = (log_probs[..., codes] + beams.scores[..., None]).flatten(1)
-        token = parents * (codes.stop - codes.start) + self.trie.code[nodes]
-        return Children(nodes, parents, scores.gather(1, token).masked_fill_(blank, -math.inf))
-
-    def _columns(self, ends: torch.Tensor, level: int) -> int:
-        """Columns for the children of all beams. Only a CPU may ask how many there are; cuda takes the most possible."""
-        if ends.device.type == "cpu":
-            return int(ends[:, -1].max())
-        nodes = self.trie.start[level + 1] - self.trie.start[level]
-        return min(ends.shape[1] * self.trie.widest[level], nodes)
+        token = parents * log_probs.shape[2] + self.trie.code[nodes]
+        scores = (log_probs + beams.scores[..., None]).flatten(1).gather(1, token)
+        return Children(nodes, parents, scores.masked_fill_(blank, -math.inf))
 
 
-def _keep(children: Children, lineage: torch.Tensor, wanted: int, ranked: bool) -> tuple[Beams, torch.Tensor]:
-    """The best ``wanted`` children, best first if ``ranked``, else in the order of their nodes.
-
-    Returns:
-        They, with their parents' ``lineage`` [B, W, A]; and the best score cut off [B].
-    """
-    kept = _best(children.scores, wanted + 1)
-    cut = children.scores.gather(1, kept[:, wanted:])
-    cut = F.pad(cut, (0, 1 - cut.shape[1]), value=-math.inf).squeeze(1)
-    kept = kept[:, :wanted]
-    if not ranked:
-        kept = kept.sort(1).values
-    parents = children.parents.gather(1, kept)[..., None].expand(-1, -1, lineage.shape[2])
-    return Beams(children.nodes.gather(1, kept), children.scores.gather(1, kept), lineage.gather(1, parents)), cut
-
-
-def _best(scores: torch.Tensor, wanted: int) -> torch.Tensor:
-    """Columns int64 [B, min(wanted, C)] of the best scores, best first; equal scores by column.
+def best(scores: torch.Tensor, wanted: int, ranked: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns int64 [B, min(wanted, C)] of the best scores, best first if ``ranked``; equal scores by column.
 
     ``topk`` promises no order among equals, so score and column go into one integer: the bits of a float32, with
     those of a negative number turned over, order as the numbers do.
+
+    Returns:
+        The columns; and the best score that is not among them [B], -inf where all are.
     """
     width = scores.shape[1]
     bits = (scores + 0.0).view(torch.int32)
     rank = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
     column = torch.arange(width - 1, -1, -1, device=scores.device)
-    best = ((rank << 32) | column).topk(min(wanted, width), dim=1).values
-    return (width - 1) - (best & 0xFFFFFFFF)
+    found = ((rank << 32) | column).topk(min(wanted + 1, width), dim=1).values
+    columns = (width - 1) - (found & 0xFFFFFFFF)
+    cut = F.pad(scores.gather(1, columns[:, wanted:]), (0, int(width <= wanted)), value=-math.inf).squeeze(1)
+    columns = columns[:, :wanted]
+    return columns if ranked else columns.sort(1).values, cut

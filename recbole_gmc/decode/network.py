@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from recbole_gmc.decode.products import Products
 from recbole_gmc.model.seq2seq import output_scale
 
-
 DENSE = 128  # places up to which attention over all beams with a mask is cheaper than fetching each beam's ancestors
 
 
@@ -42,6 +41,11 @@ class Memory:
     @property
     def room(self) -> int:
         return self.tree[0].shape[3]
+
+    @property
+    def place_bytes(self) -> int:
+        """What one place takes, of all users and layers."""
+        return sum(tree[..., 0, :].numel() * tree.element_size() for tree in self.tree)
 
     def grow(self, room: int) -> None:
         """Makes room for that many places in all."""
@@ -76,7 +80,7 @@ class DecoderNetwork:
         self.heads, self.width = config.num_heads, config.d_kv
         self.buckets = config.relative_attention_num_buckets
         self.max_distance = config.relative_attention_max_distance
-        self.gated = config.is_gated_act
+        self.gated, self.inner = config.is_gated_act, config.d_ff * (2 if config.is_gated_act else 1)
         self.start = config.decoder_start_token_id
         # Copies: later training must not change what this moment's weights recommend.
         weights = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in state.items()}
@@ -133,6 +137,15 @@ class DecoderNetwork:
         """The same, a matrix for each part and head."""
         joined = torch.cat([weights[f"{name}{part}.weight"] for part in parts]) * norm
         return self.products.prepare_parts(joined.split(self.width))
+
+    def user_bytes(self, length: int, beams: int, levels: int) -> int:
+        """About what one user takes at the widest moment: ``length`` tokens of history, ``beams`` on each level."""
+        width, size = self.heads * self.width, self.products.dtype.itemsize
+        kept = 2 * len(self.decoder) * width * (size * length + 4 * beams * levels)
+        encoding = length * (4 * len(self.embedding[0]) + size * (4 * width + self.inner + 2 * self.heads * length))
+        seen = length + beams * levels
+        stepping = 4 * beams * (3 * len(self.embedding) + 4 * width + self.inner + 2 * self.heads * seen)
+        return kept + max(encoding, stepping)
 
     def encode(self, input_ids: torch.Tensor, mask: torch.Tensor | None, room: int) -> Memory:
         """Encodes histories int64 [B, S] once.
