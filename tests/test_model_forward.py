@@ -211,6 +211,14 @@ def test_equal_seeds_give_equal_steps_and_others_do_not():
     assert len(set(steps(network_, 1))) == 1
 
 
+@pytest.mark.parametrize("name", ["shared.weight", "encoder.block.0.layer.1.DenseReluDense.wi.weight"])
+def test_a_weight_that_is_no_number_shows_in_the_loss(name):
+    t5 = network(dropout=0.1).train()
+    dict(t5.named_parameters())[name].data.fill_(torch.nan)
+    tokens, _, sizes, labels = batch()
+    assert ours(t5, tokens, sizes, labels)[0].isnan()
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_masks_drop_the_right_share_independently(p):
     torch.manual_seed(3)
