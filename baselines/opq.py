@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from recbole_gmc.cache import Cache
-from recbole_gmc.errors import SettingError, TokenizerError
+from recbole_gmc.errors import TokenizerError
 from recbole_gmc.files import hash_of
 from recbole_gmc.tokenizer.kmeans import require_faiss
 
@@ -36,19 +36,12 @@ class Codes:
         return {"bits": self.bits, "trained_on": self.seen, "codes_used": used, "distinct_items": distinct}
 
 
-def refuse_unfit(dim: int, digits: int) -> None:
-    """Raises SettingError unless vectors of ``dim`` can be cut into ``digits`` equal parts."""
-    if dim % digits:
-        fits = [d for d in range(digits, 0, -1) if dim % d == 0]
-        mend = f"Choose a divisor of the text dimension, such as {fits[0]}"
-        raise SettingError(f"vectors of {dim} dimensions cannot be cut into {digits} equal parts", "vq_digits", mend)
-
-
 def encode(vectors: np.ndarray, seen: np.ndarray, digits: int, bits: int, cache_dir: str | Path, what: str) -> Codes:
     """Codes of all vectors from a quantiser trained on some of them; kept in the cache.
 
     The index is faiss' ``OPQ<digits>,IVF1,PQ<digits>x<bits>`` with inner product, as in the published code. Fewer
-    training vectors than 2 ** ``bits`` lower the bits, which is said aloud.
+    training vectors than 2 ** ``bits`` lower the bits, which is said aloud. Zeros fill D up to a multiple of
+    ``digits``: they change no inner product, and the rotation spreads what is there.
 
     Args:
         vectors: float32 [items, D].
@@ -57,11 +50,10 @@ def encode(vectors: np.ndarray, seen: np.ndarray, digits: int, bits: int, cache_
 
     Raises:
         DependencyError: no faiss.
-        SettingError: D is no multiple of ``digits``.
         TokenizerError: fewer than two training vectors.
     """
     faiss = require_faiss()
-    refuse_unfit(vectors.shape[1], digits)
+    vectors = np.pad(np.asarray(vectors, np.float32), ((0, 0), (0, -vectors.shape[1] % digits)))
     count = int(seen.sum())
     if count < 2:
         raise TokenizerError(f"{count} item of {what} occurs in training", mend="Give it more interactions")
@@ -69,11 +61,11 @@ def encode(vectors: np.ndarray, seen: np.ndarray, digits: int, bits: int, cache_
     if fitting < bits:
         logger.warning(f"{what}: {count} items of training allow {2**fitting} codes a digit, not {2**bits}")
     cache = Cache(cache_dir)
-    key = hash_of(KIND, faiss.__version__, np.ascontiguousarray(vectors), seen, digits, fitting)
+    key = hash_of(KIND, faiss.__version__, vectors, seen, digits, fitting)
     folder = cache.get(KIND, key)
     if folder is None:
         with _one_thread(faiss):
-            codes = _fit(faiss, np.ascontiguousarray(vectors, np.float32), seen, digits, fitting)
+            codes = _fit(faiss, vectors, seen, digits, fitting)
         with cache.put(KIND, key) as work:
             np.save(work / "codes.npy", codes, allow_pickle=False)
         folder = cache.get(KIND, key)

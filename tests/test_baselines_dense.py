@@ -314,12 +314,14 @@ def test_codes_are_those_of_faiss(tmp_path):
     assert (opq.encode(other, seen, 4, 4, tmp_path, "all").codes[seen] == made.codes[seen]).all(), "never seen"
 
 
-def test_few_items_have_fewer_codes_and_bad_cuts_are_refused(tmp_path, caplog):
+def test_few_items_have_fewer_codes_and_any_dimension_will_do(tmp_path, caplog):
     vectors = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
     made = opq.encode(vectors, np.ones(12, bool), 3, 8, tmp_path, "Small")
     assert made.bits == 3 and made.codes.max() < 8 and "Small: 12 items of training allow 8 codes" in caplog.text
-    with pytest.raises(SettingError, match="vq_digits: vectors of 6 dimensions.*such as 3"):
-        opq.encode(vectors, np.ones(12, bool), 4, 8, tmp_path, "Small")
+    cut = opq.encode(vectors, np.ones(12, bool), 4, 2, tmp_path, "Small")
+    filled = np.concatenate([vectors, np.zeros((12, 2), np.float32)], 1)
+    assert cut.codes.shape == (12, 4) and len(np.unique(cut.codes, axis=0)) > 4
+    assert (opq.encode(filled, np.ones(12, bool), 4, 2, tmp_path, "Small").codes == cut.codes).all()
 
 
 def test_an_item_is_the_mean_of_its_codes():
@@ -583,7 +585,7 @@ def test_every_key_is_known_and_explained(model):
         ("UniSRec", {"n_exps": 0}, "n_exps: 0 is out of range"),
         ("UniSRec", {"hidden_size": 15, "n_heads": 2}, "hidden_size: 15 is not a multiple of n_heads 2"),
         ("VQRec", {"perm_mode": "learned"}, "perm_mode: 'learned' is unknown"),
-        ("VQRec", {"vq_digits": 3}, "vq_digits: vectors of 8 dimensions"),
+        ("VQRec", {"vq_bits": 9}, "vq_bits: 9 is out of range"),
         ("RecFormer", {"attention_window": 7}, "attention_window: 7 is odd"),
         ("RecFormer", {"longformer": "no/such/folder"}, "longformer: no folder"),
     ],
