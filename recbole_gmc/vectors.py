@@ -42,6 +42,19 @@ def blocks(vectors: Vectors) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, np.asarray(vectors[rows], dtype=np.float32)
 
 
+def row_parts(rows: np.ndarray, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Row numbers in pieces of one block each: where in ``rows`` they stand, and the numbers."""
+    for place in block_slices(len(rows), width):
+        yield place, rows[place]
+
+
+def as_slice(rows: np.ndarray) -> slice | np.ndarray:
+    """Row numbers that follow each other as a slice, which is read faster; others as they are."""
+    if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
 def content(vectors: Vectors) -> Iterator[bytes]:
     """What ``files.hash_of`` reads of a float32 array [n, D], block by block: equal vectors have equal hashes."""
     yield f"{np.dtype(np.float32).str}{tuple(vectors.shape)}".encode()

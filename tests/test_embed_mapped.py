@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_gmc import vectors as blockwise
@@ -31,6 +31,7 @@ def pair(tmp_path_factory):
     return lazy, np.concatenate([one, two[places]]).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60), st.lists(st.integers(0, 56), max_size=30))
 def test_rows_of_several_files_are_those_of_one_array(pair, start, stop, rows):
     lazy, array = pair

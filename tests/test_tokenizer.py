@@ -74,7 +74,7 @@ def test_rkmeans_reconstruction_is_the_error_of_decoding_its_codes():
     centred = data.vectors - data.vectors.mean(axis=0)
     axes = np.linalg.svd(centred.astype(np.float64), full_matrices=False)[2][: settings.dim].T
     decoded = sum(learned.codebooks[level][learned.codes[:, level]] for level in range(3))
-    signs = np.sign((learned.latents * (centred @ axes)).sum(axis=0))
+    signs = np.sign((learned.latents[:] * (centred @ axes)).sum(axis=0))
     error = ((centred - decoded @ (axes * signs).T) ** 2).sum() / (centred**2).sum()
     assert learned.reconstruction == pytest.approx(error, rel=1e-4)
 

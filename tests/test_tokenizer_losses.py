@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from recbole_gmc.decode.products import onednn_available
+from recbole_gmc.tokenizer.linear import use_onednn
 from recbole_gmc.tokenizer.losses import domain_contrastive_loss, quantization_loss, reconstruction_loss
 from recbole_gmc.tokenizer.rqvae import RQVAE, ResidualQuantizer, balanced_assignment
 
@@ -139,3 +141,31 @@ def test_rank_bounds_the_space_of_the_latents():
     model = RQVAE(20, (16,), 10, levels=2, codebook_size=4, rank=3)
     latents = model.encoder(torch.randn(50, 20))
     assert torch.linalg.matrix_rank(latents - latents.mean(dim=0), atol=1e-4).item() == 3
+
+
+@pytest.mark.skipif(not onednn_available(torch.device("cpu")), reason="torch has no oneDNN here")
+def test_onednn_gives_the_same_outputs_and_gradients():
+    torch.manual_seed(4)
+    model = RQVAE(40, (32, 24), 6, levels=2, codebook_size=8, rank=3)
+    inputs, found = torch.randn(50, 40), []
+    for on in (False, True):
+        use_onednn(model, on)
+        model.zero_grad()
+        outputs, quantized = model(inputs)
+        loss = reconstruction_loss(inputs, outputs) + quantization_loss(quantized.residuals, quantized.chosen, 0.25)
+        loss.backward()
+        found.append([outputs.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(*found, strict=True))
+
+
+def test_domain_loss_where_the_own_domain_is_lost_beside_others():
+    """The first item's product with itself is 1, with one of the other domain 200: exp(-199) is 0 in float32."""
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 0.1], [200.0, 0.0], [0.0, 0.2]], requires_grad=True)
+    domains = torch.tensor([0, 0, 1, 1])
+    loss = domain_contrastive_loss(vectors, domains)
+    loss.backward()
+    products = vectors.detach().double() @ vectors.detach().double().T
+    own = products.masked_fill(domains[:, None] != domains, float("-inf"))
+    by_hand = (products.logsumexp(dim=1) - own.logsumexp(dim=1)).mean().item()
+    assert by_hand > 40 and loss.item() == pytest.approx(by_hand, rel=1e-6)
+    assert torch.isfinite(vectors.grad).all()

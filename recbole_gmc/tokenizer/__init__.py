@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SemanticIds", "Tokenization", "tokenize"]
 
-VERSION = 1  # goes up when equal settings would give other IDs
+VERSION = 2  # goes up when equal settings would give other IDs
 KIND = "semantic_ids"
 
 logger = getLogger("recbole_gmc.tokenizer")
@@ -57,7 +57,7 @@ def tokenize(
 
     Raises:
         TokenizerError: collapsed codebooks, items that cannot be told apart, or import files that do not fit.
-        EmbeddingError: no items, or values that are not numbers.
+        EmbeddingError: no items, or a file of embeddings that was changed meanwhile.
         DependencyError: faiss is needed and not installed.
     """
     if not len(embeddings.items):
@@ -72,10 +72,7 @@ def tokenize(
     from recbole_gmc.cache import Cache
 
     cache = Cache(cache_dir)
-    made_of = asdict(settings)
-    if settings.collisions == "move":  # the only rule once: what was learned then is found again
-        del made_of["collisions"]
-    key = hash_of("tokenize", VERSION, embeddings.fingerprint, made_of, seed, _versions())
+    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed, _versions())
     entry = cache.get(KIND, key)
     if entry is None:
         made = _learned(embeddings, settings, seed, device, progress)
@@ -105,8 +102,6 @@ def _learned(
 ) -> Tokenization:
     start = time.perf_counter()
     items, vectors = embeddings.items, embeddings.vectors
-    if not all(np.isfinite(vectors[row : row + 8192]).all() for row in range(0, len(vectors), 8192)):
-        raise EmbeddingError("The embeddings hold values that are not finite", mend="Make the text embeddings again")
     count = settings.collisions == "count"
     if count and settings.levels < 2:
         mend = "Set it to 2 or more, or tokenizer_collisions to move"
@@ -122,8 +117,9 @@ def _learned(
         made = number_collisions(items, learned.codes, settings.codebook_size)
     else:
         made = make_unique(items, learned.codes, learned.latents, learned.codebooks)
-    ids = SemanticIds(items, made.codes, settings.codebook_size)
     figures = _figures(embeddings, settings, learned, made.moved)
+    embeddings.refuse_change()
+    ids = SemanticIds(items, made.codes, settings.codebook_size)
     figures["seconds"] = round(time.perf_counter() - start, 2)
     _log(figures)
     return Tokenization(ids, figures)

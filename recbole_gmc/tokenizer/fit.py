@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from logging import getLogger
 
@@ -13,25 +14,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from recbole_gmc.decode.products import choose
 from recbole_gmc.errors import RunError, TokenizerError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer.codebooks import restart_dead_codes, start_codebooks
+from recbole_gmc.tokenizer.encoding import Encoded, encode_all
+from recbole_gmc.tokenizer.kmeans import sample_size
 from recbole_gmc.tokenizer.learned import Learned
+from recbole_gmc.tokenizer.linear import use_onednn
 from recbole_gmc.tokenizer.losses import domain_contrastive_loss, quantization_loss, reconstruction_loss
-from recbole_gmc.tokenizer.quality import codes_used, collision_rates, weighted
+from recbole_gmc.tokenizer.quality import codes_used
+from recbole_gmc.tokenizer.rkmeans import moments
 from recbole_gmc.tokenizer.rqvae import RQVAE
+from recbole_gmc.vectors import Vectors, sample_rows
 
 COLLAPSED = 0.25  # a level that uses a smaller share of the codes it could use has collapsed
 NEGLIGIBLE = 1e-3  # a residual with a smaller share of the latents' variance has nothing left to code
-EVALUATION_ROWS = 4096
 
 logger = getLogger("recbole_gmc.tokenizer")
 
 
 def fit_rqvae(
     items: ItemIndex,
-    vectors: np.ndarray,
+    vectors: Vectors,
     settings: TokenizerSettings,
     *,
     seed: int,
@@ -40,8 +46,9 @@ def fit_rqvae(
 ) -> Learned:
     """Trains on ``vectors`` [items, D] and returns the best state's codes.
 
-    The best state is the one with the least sum of reconstruction / variance and collision rate. The caller's random
-    state is neither read nor changed; equal seeds give equal codes on the CPU.
+    The best state is the one with the least sum of reconstruction / variance and collision rate. Of the vectors, only
+    a batch is read at a time; k-means, and the looks at a catalogue beyond ``tokenizer_epoch_items``, see a sample of
+    bounded size. The caller's random state is neither read nor changed; equal seeds give equal codes on the CPU.
 
     Raises:
         TokenizerError: a level stays collapsed.
@@ -54,10 +61,9 @@ def fit_rqvae(
 
 
 @dataclass
-class _Evaluation:
-    codes: np.ndarray
-    latents: np.ndarray
-    residual_share: list[float]  # a level: variance of its input residual over that of the latents
+class _Look:
+    """What the current state is worth, on the items that are looked at."""
+
     reconstruction: float
     collision_rate: float
 
@@ -70,21 +76,21 @@ class _Training:
     def __init__(
         self,
         items: ItemIndex,
-        vectors: np.ndarray,
+        vectors: Vectors,
         settings: TokenizerSettings,
         seed: int,
         device: torch.device,
         progress: bool,
     ) -> None:
-        self.items, self.vectors, self.settings, self.seed, self.device = items, vectors, settings, seed, device
+        self.items, self.settings, self.seed, self.device = items, settings, seed, device
         self.progress = progress
         self.domains = torch.from_numpy(items.domain_of_row)
         self.random = torch.Generator().manual_seed(seed)
-        mean, self.variance = _moments(vectors)
-        self.mean = torch.from_numpy(mean.astype(np.float32)) if settings.scale_input else torch.zeros(len(mean))
+        self.looked_at = sample_rows(len(items), settings.epoch_items, seed)
+        mean, squares = moments(vectors)
+        self.variance = squares / len(items)
         # one factor for all dimensions: the shape of the space, hence the optimum, stays the same
-        per_value = math.sqrt(self.variance / vectors.shape[1])
-        self.scale = per_value if settings.scale_input and per_value > 0 else 1.0
+        scale = math.sqrt(self.variance / vectors.shape[1]) if settings.scale_input and self.variance > 0 else 1.0
         self.model = RQVAE(
             vectors.shape[1],
             settings.hidden_sizes,
@@ -94,8 +100,11 @@ class _Training:
             rank=settings.rank,
             sinkhorn=settings.sinkhorn,
         ).to(device)
+        products = choose(settings.gemm, "fp32", device, vectors.shape[1], (*settings.hidden_sizes, settings.dim)[0])
+        use_onednn(self.model, products.name == "onednn")
+        self.encoded = Encoded(self.model, vectors, mean if settings.scale_input else 0 * mean, scale)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.used = torch.zeros(settings.levels, settings.codebook_size, dtype=torch.bool, device=device)
         self.history: list[dict] = []
@@ -111,7 +120,8 @@ class _Training:
             self._epoch(quantize=False)
             bar.update()
         if settings.kmeans_init:
-            start_codebooks(self.model.quantizer.codebooks, self._encode(), self.seed)
+            shown = sample_rows(len(self.items), sample_size(settings.codebook_size), self.seed)
+            start_codebooks(self.model.quantizer.codebooks, torch.from_numpy(self.encoded[shown]), self.seed)
         for epoch in range(1, settings.epochs + 1):
             self._set_learning_rate(self._rate(epoch))
             begun = time.perf_counter()
@@ -122,7 +132,7 @@ class _Training:
             if epoch % settings.eval_step and epoch != settings.epochs:
                 self._restart()
                 continue
-            now = self._evaluate()
+            now = self._look()
             entry = {"epoch": epoch, **losses, "reconstruction": now.reconstruction}
             self.history.append(entry | {"collision_rate": now.collision_rate})
             bar.set_postfix(
@@ -141,9 +151,15 @@ class _Training:
             self._restart()
         bar.close()
         self.model.load_state_dict(state)
-        self._refuse_collapse(best)
+        return self._learned(epoch)
+
+    def _learned(self, epochs: int) -> Learned:
+        """The codes of all items by the current state."""
+        found = encode_all(self.encoded, np.arange(len(self.items)), self.domains.numpy())
+        reconstruction = self._over_variance(found.squared_error, len(self.items))
+        self._refuse_collapse(found.codes, found.residual_share, reconstruction, found.collision_rate)
         codebooks = self.model.quantizer.codebooks.detach().cpu().numpy().copy()
-        return Learned(best.codes, best.latents, codebooks, best.reconstruction, epoch, self.history)
+        return Learned(found.codes, self.encoded, codebooks, reconstruction, epochs, self.history)
 
     # -- one epoch -----------------------------------------------------------------------------------------------
 
@@ -152,10 +168,9 @@ class _Training:
         self.model.train()
         self.used.zero_()
         sums: dict[str, Tensor] = {}
-        order = torch.randperm(len(self.items), generator=self.random)
-        batches = order.split(settings.batch_size)
-        for number, rows in enumerate(batches):
-            inputs = self._inputs(rows.numpy())
+        count = 0
+        for number, rows in enumerate(self._batches()):
+            inputs = self.encoded.inputs(rows.numpy())
             parts = self._losses(inputs, self.domains[rows].to(self.device), quantize)
             loss = parts["loss"]
             if not torch.isfinite(loss):
@@ -170,7 +185,17 @@ class _Training:
             self.optimizer.step()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value.detach() * len(rows)
-        return {name: float(value) / len(order) for name, value in sums.items()}
+            count += len(rows)
+        return {name: float(value) / count for name, value in sums.items()}
+
+    def _batches(self) -> Iterator[Tensor]:
+        """All items in a new order, or a new sample of ``epoch_items`` of a larger catalogue, cut into batches."""
+        count, most = len(self.items), self.settings.epoch_items
+        order = torch.randperm(min(count, most), generator=self.random)
+        if count > most:
+            seed = int(torch.randint(2**62, (1,), generator=self.random))
+            order = torch.from_numpy(sample_rows(count, most, seed))[order]
+        yield from order.split(self.settings.batch_size)
 
     def _losses(self, inputs: Tensor, domains: Tensor, quantize: bool) -> dict[str, Tensor]:
         """Equation 7: reconstruction + quantisation + domain-aware contrastive loss; in the warm-up the first alone."""
@@ -192,10 +217,6 @@ class _Training:
             parts["domain_loss"] = settings.domain_weight * contrast
         return {"loss": sum(parts.values()), **parts}
 
-    def _inputs(self, rows: np.ndarray) -> Tensor:
-        block = torch.from_numpy(np.asarray(self.vectors[rows], dtype=np.float32))
-        return ((block - self.mean) / self.scale).to(self.device)
-
     def _rate(self, epoch: int) -> float:
         rate = self.settings.learning_rate
         if self.settings.schedule == "constant":
@@ -207,50 +228,32 @@ class _Training:
             group["lr"] = rate
 
     def _restart(self) -> None:
-        if self.settings.restart_dead and not bool(self.used.all()):
-            codebooks = self.model.quantizer.codebooks
-            restart_dead_codes(codebooks, self.used, self._encode(), self.random, self.optimizer)
+        dead = int((~self.used).sum())
+        if self.settings.restart_dead and dead:
+            rows = torch.randint(len(self.items), (dead,), generator=self.random)
+            latents = torch.from_numpy(self.encoded[rows.numpy()]).to(self.device)
+            restart_dead_codes(self.model.quantizer.codebooks, self.used, latents, self.optimizer)
 
-    @torch.no_grad()
-    def _encode(self) -> Tensor:
-        """Latents [items, d] on the CPU."""
-        blocks = np.array_split(np.arange(len(self.items)), -(-len(self.items) // EVALUATION_ROWS))
-        return torch.cat([self.model.encoder(self._inputs(rows)).cpu() for rows in blocks])
+    # -- what it is worth ----------------------------------------------------------------------------------------
 
-    # -- evaluation ----------------------------------------------------------------------------------------------
+    def _look(self) -> _Look:
+        found = encode_all(self.encoded, self.looked_at, self.domains.numpy())
+        return _Look(self._over_variance(found.squared_error, len(self.looked_at)), found.collision_rate)
 
-    @torch.no_grad()
-    def _evaluate(self) -> _Evaluation:
-        self.model.eval()
-        codes, latents, error = [], [], 0.0
-        energy = np.zeros(self.settings.levels)
-        for rows in np.array_split(np.arange(len(self.items)), -(-len(self.items) // EVALUATION_ROWS)):
-            inputs = self._inputs(rows)
-            latent = self.model.encoder(inputs)
-            quantized = self.model.quantizer(latent)
-            outputs = self.model.decoder(quantized.vectors)
-            error += float((inputs - outputs).double().pow(2).sum()) * self.scale**2
-            energy += quantized.residuals.double().pow(2).sum(dim=(1, 2)).cpu().numpy()
-            codes.append(quantized.codes.cpu().numpy())
-            latents.append(latent.cpu().numpy())
-        all_codes = np.concatenate(codes).astype(np.int32)
-        return _Evaluation(
-            codes=all_codes,
-            latents=np.concatenate(latents),
-            residual_share=(energy / max(energy[0], 1e-30)).tolist(),
-            reconstruction=error / len(self.items) / self.variance if self.variance > 0 else 0.0,
-            collision_rate=weighted(self.items, collision_rates(self.items, all_codes)),
-        )
+    def _over_variance(self, squared_error: float, count: int) -> float:
+        return squared_error / count / self.variance if self.variance > 0 else 0.0
 
-    def _refuse_collapse(self, best: _Evaluation) -> None:
-        distinct = len(np.unique(best.latents, axis=0))
+    def _refuse_collapse(
+        self, codes: np.ndarray, residual_share: list[float], reconstruction: float, collisions: float
+    ) -> None:
+        distinct = len(np.unique(self.encoded[self.looked_at], axis=0))
         usable = min(self.settings.codebook_size, distinct)
-        used = codes_used(best.codes)
-        for level, (count, share) in enumerate(zip(used, best.residual_share, strict=True)):
+        used = codes_used(codes)
+        for level, (count, share) in enumerate(zip(used, residual_share, strict=True)):
             if share > NEGLIGIBLE and count < COLLAPSED * usable:
                 raise TokenizerError(
                     f"The codebook of level {level + 1} has collapsed: codes used per level {used} of {usable} usable, "
-                    f"reconstruction / variance {best.reconstruction:.4f}, collisions {best.collision_rate:.2%}",
+                    f"reconstruction / variance {reconstruction:.4f}, collisions {collisions:.2%}",
                     mend="Set tokenizer_kmeans_init and tokenizer_restart_dead to True, raise tokenizer_warmup_epochs, "
                     "lower tokenizer_learning_rate or tokenizer_domain_weight, or take tokenizer: rkmeans",
                 )
@@ -258,17 +261,11 @@ class _Training:
     def _say_estimate(self, seconds: float) -> None:
         epochs = self.settings.epochs
         logger.info(
-            "Tokenizer: %d items, %.2f s an epoch, at most %d epochs = %.1f min%s",
+            "Tokenizer: %d items, %.2f s an epoch%s, at most %d epochs = %.1f min%s",
             len(self.items),
             seconds,
+            f" of {self.settings.epoch_items}" if len(self.items) > self.settings.epoch_items else "",
             epochs,
             seconds * epochs / 60,
             " (stops earlier without improvement)" if self.settings.stopping_step else "",
         )
-
-
-def _moments(vectors: np.ndarray) -> tuple[np.ndarray, float]:
-    """Mean [D] and the mean squared distance from it."""
-    starts = range(0, len(vectors), 8192)
-    mean = sum(vectors[s : s + 8192].sum(axis=0, dtype=np.float64) for s in starts) / len(vectors)
-    return mean, float(sum(((vectors[s : s + 8192] - mean) ** 2).sum() for s in starts) / len(vectors))

@@ -9,6 +9,9 @@ import numpy as np
 
 from recbole_gmc.errors import DependencyError
 
+SAMPLE_ROWS = 65_536  # of a catalogue, from which codebooks start and axes are found; more would change little
+ROWS_PER_CODE = 40  # at least, below which k-means of that many codes means little
+
 
 def require_faiss() -> ModuleType:
     """Returns faiss.
@@ -25,6 +28,11 @@ def require_faiss() -> ModuleType:
             mend='Run pip install "recbole_gmc[cpu]" (faiss-cpu) or pip install "recbole_gmc[gpu]" (faiss-gpu)',
         ) from error
     return faiss
+
+
+def sample_size(codebook_size: int) -> int:
+    """How many items k-means is shown at most: what it holds does not grow with the catalogue."""
+    return max(SAMPLE_ROWS, ROWS_PER_CODE * codebook_size)
 
 
 def distinct_count(points: np.ndarray, scale: float) -> int:

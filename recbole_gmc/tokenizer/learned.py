@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from recbole_gmc.vectors import Vectors
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -13,16 +15,16 @@ class Learned:
 
     Attributes:
         codes: int32 [items, L].
-        latents: float32 [items, d], the first level's input.
+        latents: float [items, d], the first level's input; made of the embeddings again for the rows asked for.
         codebooks: float32 [L, N, d].
-        reconstruction: squared error over the variance of the embeddings, both in the embeddings' own space;
-            ``None`` if unknown.
+        reconstruction: squared error over the variance of the embeddings, all items, both in the embeddings' own
+            space; ``None`` if unknown.
         epochs: epochs trained (0 without a network).
         history: one entry an evaluation: epoch, loss, its parts, reconstruction, collision_rate.
     """
 
     codes: np.ndarray
-    latents: np.ndarray
+    latents: Vectors
     codebooks: np.ndarray
     reconstruction: float | None
     epochs: int = 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+SMALLEST = 1e-30  # of a sum of exponentials that float32 still holds with all its digits
 
 
 def reconstruction_loss(inputs: Tensor, outputs: Tensor, reduction: str = "mean") -> Tensor:
@@ -36,8 +39,8 @@ def domain_contrastive_loss(quantized: Tensor, domains: Tensor) -> Tensor:
     """Equation 6: draws the quantised vectors of one domain together and those of other domains apart.
 
     ``-(1/B) sum_i log( sum_{j: t_j = t_i} exp(<zhat_i, zhat_j>) / sum_j exp(<zhat_i, zhat_j>) )``. Item i itself is in
-    both sums; no temperature, no normalisation. In float32 and by logsumexp, since raw products overflow exp. A batch
-    of one domain gives exactly 0.
+    both sums; no temperature, no normalisation. In float32 and relative to the largest product, since raw ones
+    overflow exp. A batch of one domain gives exactly 0.
 
     Args:
         quantized: [B, d], the straight-through zhat.
@@ -46,8 +49,15 @@ def domain_contrastive_loss(quantized: Tensor, domains: Tensor) -> Tensor:
     quantized = quantized.float()
     with torch.autocast(quantized.device.type, enabled=False):
         products = quantized @ quantized.T
-        same = domains[:, None] == domains[None, :]
-        own = products.masked_fill(~same, float("-inf"))
+        members = F.one_hot(domains).to(products.dtype)
+        # sums a domain by one product: an exp each for all and for the own would double the work of the largest matrix
+        sums = (products - products.detach().amax(dim=1, keepdim=True)).exp() @ members
+        own = sums.gather(1, domains[:, None])
+        if bool((own > SMALLEST).all()):
+            return (sums.sum(dim=1, keepdim=True).log() - own.log()).mean()
+        # the own domain's products lie so far below the largest that their exp is lost
+        others = domains[:, None] != domains[None, :]
+        own = products.masked_fill(others, float("-inf"))
         return (products.logsumexp(dim=1) - own.logsumexp(dim=1)).mean()
 
 

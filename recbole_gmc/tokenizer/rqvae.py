@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from recbole_gmc.tokenizer.linear import Linear
+
 SINKHORN_EPSILON = 0.003
 SINKHORN_ITERATIONS = 50
 
@@ -33,7 +35,7 @@ def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers with ReLU between them (none after the last), xavier-normal weights, zero biases."""
     layers: list[nn.Module] = []
     for number, (width, following) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        layer = nn.Linear(width, following)
+        layer = Linear(width, following)
         nn.init.xavier_normal_(layer.weight)
         nn.init.zeros_(layer.bias)
         layers += [nn.ReLU(), layer] if number else [layer]
@@ -73,7 +75,7 @@ class ResidualQuantizer(nn.Module):
 
 def squared_distances(points: Tensor, codebook: Tensor) -> Tensor:
     """[B, N]: squared distances of ``points`` [B, d] to ``codebook`` [N, d], up to what is the same for a row."""
-    return codebook.pow(2).sum(dim=1) - 2 * points @ codebook.T
+    return torch.addmm(codebook.square().sum(dim=1), points, codebook.T, alpha=-2)
 
 
 def balanced_assignment(distances: Tensor) -> Tensor:
