@@ -57,6 +57,8 @@ T5 = {
 }
 QUANTISED = {"tokenizer": "rkmeans", "code_levels": 3, "codebook_size": 24, "code_dim": 16, "text_lsa_dim": 16}
 MODELS: dict[str, dict[str, Any]] = {
+    "SASRec": {**ENCODER, "learning_rate": 0.01, "train_batch_size": 128, "eval_step": 4, "epochs": 12},
+    "GMC": {**T5, **QUANTISED, "epochs": 6, "lora_epochs": 1, "lora_train_batch_size": 128},
     "TIGER": {**T5, **QUANTISED, "epochs": 6},
     "P5CID": {**T5, "cid_clusters": 21, "cid_leaf_size": 20, "epochs": 12},
     "IDGenRec": {**T5, "epochs": 6},
