@@ -113,14 +113,14 @@ class Recommender(ListRecommender):
         products = choose(
             decode.gemm, decode.precision, self.device, config.d_model, 3 * config.num_heads * config.d_kv
         )
-        self._searches = {}
+        self.searches = {}
         for domain, state in states.items():
             trie = Trie.build(torch.from_numpy(np.asarray(ids.for_domain(domain), np.int64)), ids.codebook_size)
-            self._searches[domain] = BeamSearch(state, config, trie, self.vocabulary, decode.beam_size, products)
+            self.searches[domain] = BeamSearch(state, config, trie, self.vocabulary, decode.beam_size, products)
 
     @torch.inference_mode()
     def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
-        search, start = self._searches[domain], self.ids.items.rows(domain).start
+        search, start = self.searches[domain], self.ids.items.rows(domain).start
         ranked = torch.full((len(history), self.decode.beam_size), -1, dtype=torch.int64)
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)

@@ -100,11 +100,11 @@ class OneDnnProducts(Products):
         return torch.ops.mkldnn._linear_pointwise(rows.to(self.dtype), weight, None, "relu", [], "")
 
     def batched(self) -> Any:
-        return _onednn_batched() if self.exact_batched else nullcontext()
+        return onednn_batched() if self.exact_batched else nullcontext()
 
 
 @contextmanager
-def _onednn_batched() -> Iterator[None]:
+def onednn_batched() -> Iterator[None]:
     """Lets torch hand float32 products to oneDNN, which it only does when told that less precision is welcome."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -122,7 +122,7 @@ def batched_is_exact() -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         left, right = torch.randn(4, 96, 64), torch.randn(4, 64, 96)
-    with _onednn_batched():
+    with onednn_batched():
         found = torch.bmm(left, right)
     return _agrees(found, left.double() @ right.double())
 

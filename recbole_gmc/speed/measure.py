@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,29 +122,38 @@ def timed(work: Callable[[], Any], device: str = "cpu") -> float:
     return clock(device) - begin
 
 
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", units: Mapping[str, float] | None = None
+) -> dict[str, tuple[float, ...]]:
+    """Seconds a unit of several ways, each measured once a round, after one round that does not count.
+
+    Args:
+        ways: one round of work of each.
+        rounds: how many rounds count.
+        units: how much work a round of each does, 1 where not named.
+    """
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, work in ways.items():
+            seconds = timed(work, device) / (units or {}).get(name, 1)
+            if number:
+                spent[name].append(seconds)
+    return {name: tuple(seconds) for name, seconds in spent.items()}
+
+
 def alternate(
     ours: Callable[[], Any],
     reference: Callable[[], Any],
     rounds: int,
     device: str = "cpu",
     units: tuple[float, float] = (1, 1),
-    warm: bool = True,
 ) -> Comparison:
-    """Measures both ways in turn, so that a slow minute of a shared machine falls on both.
-
-    Args:
-        ours, reference: one round of work each.
-        rounds: how many rounds count.
-        units: how much work a round of each does; seconds are divided by it.
-        warm: whether a round of each goes first and does not count.
-    """
-    if warm:
-        ours(), reference()
-    here, there = [], []
-    for _ in range(rounds):
-        here.append(timed(ours, device) / units[0])
-        there.append(timed(reference, device) / units[1])
-    return Comparison(tuple(here), tuple(there))
+    """Measures two ways in turn, so that a slow minute of a shared machine falls on both; see ``in_turn``."""
+    names = ("ours", "reference")
+    spent = in_turn(
+        dict(zip(names, (ours, reference), strict=True)), rounds, device, dict(zip(names, units, strict=True))
+    )
+    return Comparison(spent["ours"], spent["reference"])
 
 
 def gemm_rates(precision: str, device: str, seconds: float = 0.15) -> dict[str, float]:
