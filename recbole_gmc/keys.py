@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from recbole_gmc import recbole_keys, registry
+from recbole_gmc import lookup, recbole_keys, registry
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import safe_name
 from recbole_gmc.settings import GROUPS, DataSettings, DecodeSettings, TrainSettings, keys_of, read
@@ -33,6 +35,12 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "dataset_save_path": ((None,), "the plugin reads no pickles; its cache does the work"),
     "save_dataloaders": ((None, False), "the plugin keeps no pickles; its cache does the work"),
     "dataloaders_save_path": ((None,), "the plugin reads no pickles; its cache does the work"),
+    "threshold": ((None,), "every interaction counts, whatever its rating"),
+    "numerical_features": ((None, []), "only users, items and times are read"),
+    "alias_of_user_id": ((None,), "only users, items and times are read"),
+    "alias_of_item_id": ((None,), "only users, items and times are read"),
+    "encoding": ((None, "utf-8", "utf8", "UTF-8"), "files are read as UTF-8"),
+    "device": ((None,), "it follows from use_gpu and gpu_id"),
 }
 
 
@@ -85,12 +93,11 @@ def check(
     for group in (*GROUPS, *groups):
         read(group, settings, usual or {})
     recbole_keys.check(None, settings, usual or {})
-    _check_domains(read(DataSettings, settings).domains)
+    check_domains(read(DataSettings, settings).domains)
+    _check_places(settings)
     if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
-    for name, (unused, reason) in REFUSED.items():
-        if not any(settings.get(name) is value or settings.get(name) == value for value in unused):
-            raise SettingError(f"{settings[name]!r} cannot be used: {reason}", where=name, mend="Leave the key out")
+    _refuse_unusable(settings, REFUSED)
     if (settings.get("nproc") or 1) != 1:
         raise SettingError("more than one process is not supported", where="nproc", mend="Leave the key out")
     settings["eval_args"] = _checked_protocol(settings.get("eval_args"))
@@ -108,29 +115,44 @@ def check_single(model: str, settings: Mapping[str, Any], usual: Mapping[str, An
         SettingError: as ``check``; what a model's own keys may be is known from RecBole's property files.
     """
     recbole_keys.check(model, settings, usual)
-    for group in (DataSettings, TrainSettings):
-        read(group, settings, usual)
-    if settings.get("benchmark_filename") is not None:
-        reason = REFUSED["benchmark_filename"][1]
-        raise SettingError(f"cannot be used: {reason}", where="benchmark_filename", mend="Leave the key out")
+    read(TrainSettings, settings, usual)
+    check_domains(read(DataSettings, settings).domains)
+    _check_places(settings)
+    _refuse_unusable(settings, ("benchmark_filename", "encoding", *(name for name in REFUSED if "save" in name)))
     _checked_protocol(settings.get("eval_args"))
     _check_metrics(settings)
 
 
-def _check_domains(domains: tuple | None) -> None:
-    if domains is not None and not domains:
+def _refuse_unusable(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    for name in names:
+        unused, reason = REFUSED[name]
+        if not any(settings.get(name) is value or settings.get(name) == value for value in unused):
+            raise SettingError(f"{settings[name]!r} cannot be used: {reason}", where=name, mend="Leave the key out")
+
+
+def _check_places(settings: Mapping[str, Any]) -> None:
+    """Places are paths, and those that a run writes to are folders, or can be."""
+    lookup.place(settings, "data_path")
+    for name in ("run_dir", "cache_dir", "checkpoint_dir"):
+        path = (lookup.place(settings, name) or Path()).expanduser().absolute()
+        there = next(part for part in (path, *path.parents) if part.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = f"{str(there)!r} is no folder that can be written"
+            raise SettingError(what, where=name, mend="Name another place, or leave the key out")
+
+
+def check_domains(domains: tuple | None) -> None:
+    """Raises ``SettingError`` unless the names are different and can be folders'."""
+    if domains is None:
+        return
+    if not domains:
         raise SettingError("the list is empty", where="domains", mend="Name at least one domain, or leave the key out")
-    for domain in domains or ():
-        check_domain(domain)
-    if len(set(domains or ())) != len(domains or ()):
-        raise SettingError(f"{list(domains or ())} names a domain twice", where="domains", mend="Name each one once")
-
-
-def check_domain(domain: Any) -> None:
-    """Raises ``SettingError`` unless the domain's name can be a folder's."""
-    if not isinstance(domain, str):
-        raise SettingError(f"{domain!r} is not a name", where="domains", mend=f"Put it in quotes: '{domain}'")
-    safe_name(domain, "domain")
+    for domain in domains:
+        if not isinstance(domain, str):
+            raise SettingError(f"{domain!r} is not a name", where="domains", mend=f"Put it in quotes: '{domain}'")
+        safe_name(domain, "domain")
+    if len(set(domains)) != len(domains):
+        raise SettingError(f"{list(domains)} names a domain twice", where="domains", mend="Name each one once")
 
 
 def _checked_protocol(given: Any) -> dict[str, Any]:

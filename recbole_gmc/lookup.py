@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def read_files(files: str | Path | Iterable[str | Path] | None) -> dict[str, Any
     return settings
 
 
+def place(settings: Mapping[str, Any], name: str) -> Path | None:
+    """The path that a setting names, or ``None`` where it names none.
+
+    Raises:
+        SettingError: the value is no path.
+    """
+    value = settings.get(name)
+    if value is None:
+        return None
+    if value == "" or not isinstance(value, (str, os.PathLike)):
+        mend = "Write it as text, in quotes if need be, or leave the key out"
+        raise SettingError(f"{value!r} is not a path", where=name, mend=mend)
+    return Path(value)
+
+
 def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a data set's name stands for, to be laid below those that the user gave.
 
@@ -72,7 +88,7 @@ def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         DataError: no such property file and no such folder.
     """
     safe_name(name, "dataset")
-    data_path = Path(given.get("data_path") or "dataset/")
+    data_path = place(given, "data_path") or Path("dataset")
     file = dataset_yaml(name, data_path)
     settings = read_yaml(file) if file is not None else {}
     if given.get("domains") and not _embeds(settings, given["domains"]):
@@ -86,7 +102,7 @@ def dataset_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("embedded_data") is not None:
         from recbole_gmc.data.quick_start import prepare
 
-        folder = prepare(settings["embedded_data"], Path(given.get("cache_dir") or CACHE).expanduser())
+        folder = prepare(settings["embedded_data"], (place(given, "cache_dir") or Path(CACHE)).expanduser())
         settings["data_path"] = str(folder)
     return settings
 

@@ -52,15 +52,17 @@ def run(
     hooks.refuse_unknown_model(model)
     with only_program_name():
         entry = registry.entry(model)
-        if many := [name for name, value in processes.items() if (name, value) != ("nproc", 1)]:
+        many = [name for name, value in processes.items() if (name, value) != ("nproc", 1)]
+        if many := many + [name for name in ("local_rank", "offset") if name in merged]:
             raise SettingError("a run uses one process", where=many[0], mend="Leave the key out")
         layer = lookup.dataset_settings(dataset, merged) if entry is None or not entry.union else {}
         if entry is not None and (entry.union or len(_domains({**layer, **merged}, dataset)) == 1):
-            folder = Path(merged.get("run_dir") or new_run_dir(model, dataset))
+            folder = lookup.place(merged, "run_dir") or new_run_dir(model, dataset)
             with logs.tables_later():
                 result = launch.run(model, dataset, files, {**given, "run_dir": str(folder)})
             _show(folder)
             return result
+        keys.refuse_unknown(layer)
         if layer.get("embedded_data"):
             merged["data_path"] = layer["data_path"]
         if entry is not None:
@@ -72,7 +74,7 @@ def run(
         settings = {**base, **layer, **merged}
         keys.check_single(model, settings, usual)
         single.refuse_other_kinds(model, {**usual, **settings})
-        if {**usual, **settings}.get("loss_type") == "CE":
+        if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
             settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
         return run_domains(model, dataset, settings)
 
@@ -81,10 +83,8 @@ def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[s
     """Runs a model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
     from recbole_gmc.evaluate import single
 
-    folder = Path(settings.get("run_dir") or new_run_dir(model, dataset))
+    folder = lookup.place(settings, "run_dir") or new_run_dir(model, dataset)
     domains = _domains(settings, dataset)
-    for domain in domains:
-        keys.check_domain(domain)
     _refuse_bad_files(domains, Path(settings.get("data_path") or "dataset"))
     if registry.entry(model) is not None:
         runs = {domain: _run_ours(model, domain, folder, settings) for domain in domains}
@@ -102,7 +102,10 @@ def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[s
 
 
 def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
-    return read(DataSettings, {**settings, "domains": settings.get("domains") or [dataset]}).domains or ()
+    domains = read(DataSettings, settings).domains
+    domains = (dataset,) if domains is None else domains
+    keys.check_domains(domains)
+    return domains
 
 
 def _run_ours(model: str, domain: str, folder: Path, settings: Mapping[str, Any]) -> Any:

@@ -36,7 +36,7 @@ def quick_start(flags: Mapping[str, Any]) -> dict[str, TopKTable]:
     changed = values.parse_all(dict(flags))
     settings = {**lookup.read_files([lookup.find_yaml(FILE)]), **changed}
     model, dataset = settings.pop("model"), settings.pop("dataset")
-    folder = Path(settings.pop("run_dir", None) or new_run_dir(model, dataset))
+    folder = lookup.place(settings, "run_dir") or new_run_dir(model, dataset)
     settings["run_dir"] = str(folder)
     with quick.only_program_name():
         launch.run_recbole(model, dataset, None, dict(settings))

@@ -13,6 +13,7 @@ from typing import Any
 import recbole
 from recbole.utils import argument_list
 
+from recbole_gmc.errors import SettingError
 from recbole_gmc.settings import key, read
 from recbole_gmc.values import read_yaml
 
@@ -21,6 +22,10 @@ SHARED = ("overall.yaml", "dataset/sample.yaml")
 PLACES = ("data_path", "checkpoint_dir", "gpu_id")  # paths and numbers are as good as text here
 SIZES = ("_size", "n_heads", "num_heads")  # ends of names whose numbers start at 1
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+STATES = ("debug", "info", "warning", "error", "critical")
+CLIP = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")  # of torch's clip_grad_norm_
+_END = r"\s*[-+]?(inf|\d+\.?\d*|\.\d+)\s*"
+INTERVAL = re.compile(rf"\s*[\[(]{_END},{_END}[\])]\s*")
 
 # `epochs: 300  # (int) ...` is how RecBole explains a setting. Some of these types are wrong: its value's counts, too.
 EXPLAINED = re.compile(r"^([A-Za-z_]\w*)\s*:[^#\n]*#\s*\(([^)]*)\)", re.MULTILINE)
@@ -34,7 +39,8 @@ KINDS: dict[str, Any] = {
 class RecBoleSettings:
     """Those of RecBole's keys that every run uses, with their types and ranges."""
 
-    seed: int = key("seed", 2020, least=0)
+    seed: int = key("seed", 2020, least=0, most=2**32 - 1)
+    worker: int = key("worker", 0, least=0)
     epochs: int = key("epochs", 300, least=0)
     train_batch_size: int = key("train_batch_size", 2048, least=1)
     eval_batch_size: int = key("eval_batch_size", 4096, least=1)
@@ -45,6 +51,9 @@ class RecBoleSettings:
     learner: str = key("learner", "adam", choices=LEARNERS)
     clip_grad_norm: dict | None = key("clip_grad_norm", None)
     history: int = key("MAX_ITEM_LIST_LENGTH", 50, least=1)
+    rm_dup_inter: str | None = key("rm_dup_inter", None, choices=("first", "last"))
+    metric_decimal_place: int = key("metric_decimal_place", 4, least=0)
+    loss_decimal_place: int = key("loss_decimal_place", 4, least=0)
 
 
 def names_in(file: Path) -> set[str]:
@@ -86,6 +95,31 @@ def check(model: str | None, settings: Mapping[str, Any], usual: Mapping[str, An
     """
     read(RecBoleSettings, settings, usual)
     read(_typed(model), settings, usual)
+    _check_texts(settings)
+
+
+def _check_texts(settings: Mapping[str, Any]) -> None:
+    """What RecBole would pass over in silence or fail on later."""
+    intervals = {name: value for name, value in settings.items() if name.endswith("_num_interval") and value}
+    ranges = (settings.get("val_interval") or {}).items()
+    intervals.update((f"val_interval: {field}", value) for field, value in ranges if isinstance(value, str))
+    for name, value in intervals.items():
+        if not all(INTERVAL.fullmatch(part) for part in value.split(";")):
+            raise SettingError(f"{value!r} is no interval", where=name, mend="Write one such as [5,inf) or (0,1];[3,4]")
+    if str(settings.get("state") or "info").lower() not in STATES:
+        mend = f"Choose one of: {', '.join(STATES)}"
+        raise SettingError(f"{settings['state']!r} is no level of logging", where="state", mend=mend)
+    for name, value in settings.items():
+        if value == "" and name.endswith(("_FIELD", "_SUFFIX", "_PREFIX", "_separator")):
+            raise SettingError("the name is empty", where=name, mend="Leave the key out")
+    count = (settings.get("train_neg_sample_args") or {}).get("sample_num", 1)
+    if count != "none" and (not isinstance(count, int) or count < 1):
+        mend = "Write train_neg_sample_args: {distribution: uniform, sample_num: 1}"
+        raise SettingError(f"sample_num {count!r} is out of range", where="train_neg_sample_args", mend=mend)
+    for part in settings.get("clip_grad_norm") or ():
+        if part not in CLIP:
+            mend = "Write clip_grad_norm: {max_norm: 1.0}"
+            raise SettingError(f"{part!r} is unknown", where="clip_grad_norm", mend=mend)
 
 
 @functools.cache
@@ -103,7 +137,8 @@ def _typed(model: str | None) -> type:
         if sizes:
             kinds = [tuple]  # whose elements are checked
         if None not in kinds and name not in PLACES:
-            fields.append((f"key_{len(fields)}", _union(kinds), key(name, value, **_range(name, kinds, sizes))))
+            rules = _range(name, value, kinds, sizes)
+            fields.append((f"key_{len(fields)}", _union(kinds), key(name, value, **rules)))
     return make_dataclass("RecBoleKeys", fields, frozen=True)
 
 
@@ -115,7 +150,9 @@ def _union(kinds: list[Any]) -> Any:
     return functools.reduce(operator.or_, kinds)
 
 
-def _range(name: str, kinds: list[Any], sizes: bool) -> dict[str, Any]:
-    if float in kinds and "drop" in name:
-        return {"least": 0.0, "most": 1.0}
-    return {"least": 1} if sizes or (int in kinds and name.endswith(SIZES)) else {}
+def _range(name: str, value: Any, kinds: list[Any], sizes: bool) -> dict[str, Any]:
+    if float in kinds:
+        return {"least": 0.0, "most": 1.0} if "drop" in name else {}
+    if sizes or (int in kinds and name.endswith(SIZES)):
+        return {"least": 1}
+    return {"least": 0} if kinds == [int, int] and value >= 0 else {}  # a count

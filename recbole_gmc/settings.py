@@ -81,6 +81,8 @@ def _shown(value: Any) -> str:
 
 def _within(value: Any, item: Field, name: str) -> None:
     rules = item.metadata
+    if "choices" in rules and value == ():
+        raise SettingError("the list is empty", where=name, mend=f"Choose from: {', '.join(rules['choices'])}")
     for part in value if isinstance(value, tuple) else (value,):
         if "choices" in rules and part not in rules["choices"]:
             raise SettingError(f"{part!r} is unknown", where=name, mend=f"Choose one of: {', '.join(rules['choices'])}")

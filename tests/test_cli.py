@@ -1,6 +1,7 @@
 """The command line: what it runs, what it prints, and how it refuses."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -84,9 +85,26 @@ def test_flags_become_settings(calls):
                 ("SASRec", "--topk=0", "topk: 0 is not a whole number from 1"),
                 ("SASRec", "--valid_metric=foo", "valid_metric: 'foo' is not among the metrics"),
                 ("SASRec", "--eval_args={order: RO}", "eval_args: order: 'RO' is not the protocol"),
-                ("SASRec", "--benchmark_filename=[a,b,c]", "benchmark_filename: cannot be used"),
+                ("SASRec", "--benchmark_filename=[a,b,c]", "benchmark_filename: ['a', 'b', 'c'] cannot be used"),
                 ("SASRec", "--max_prefixes=-1", "max_prefixes: -1 is out of range"),
                 ("SASRec", "--nproc=2", "nproc: a run uses one process"),
+                ("SASRec", "--domains=A,A", "domains: ['A', 'A'] names a domain twice"),
+                ("SASRec", "--domains=[]", "domains: the list is empty"),
+                ("SASRec", "--run_dir=data/B/B.inter/x", "run_dir: "),
+                ("SASRec", "--run_dir=", "run_dir: '' is not a path"),
+                ("SASRec", "--dataset_save_path=x.pth", "dataset_save_path: 'x.pth' cannot be used"),
+                ("SASRec", "--n_layers=-1", "n_layers: -1 is out of range. It must be >= 0"),
+                ("BPR", "--train_neg_sample_args={distribution: x}", "settings of BPR: RecBole refuses this"),
+                ("lightgbm", "--epochs=1", "model: lightgbm needs a package that is not installed"),
+                ("GMC", "--run_dir=data/B/B.inter/x", "B.inter' is no folder that can be written"),
+                ("GMC", "--local_rank=0", "local_rank: a run uses one process"),
+                ("GMC", "--device=cuda", "device: 'cuda' cannot be used: it follows from use_gpu and gpu_id"),
+                ("GMC", "--lora_target_modules=[]", "lora_target_modules: the list is empty. Choose from: q, k, v, o"),
+                ("GMC", "--clip_grad_norm={norm: 1}", "clip_grad_norm: 'norm' is unknown"),
+                ("GMC", "--user_inter_num_interval=5", "user_inter_num_interval: '5' is no interval"),
+                ("GMC", "--rm_dup_inter=maybe", "rm_dup_inter: 'maybe' is unknown. Choose one of: first, last"),
+                ("GMC", "--seed=4294967296", "seed: 4294967296 is out of range"),
+                ("GMC", "--state=loud", "state: 'loud' is no level of logging"),
                 ("NeuMF", "--mlp_hidden_size=[64,x]", "mlp_hidden_size: 'x' is not a whole number"),
                 ("BPR", "--embedding_size=0", "embedding_size: 0 is out of range"),
             ]
@@ -105,17 +123,35 @@ def test_bad_use_is_one_line_and_status_2(alone, capsys, arguments, message):
     [
         ("--semantic_ids_path=nowhere", "nowhere"),
         ("--semantic_ids_path=data/B.index.json", "Domain 'A' has no semantic ID for 'i0'"),
-        ("--text_embedding_path={B: b.npy}", "text_embedding_path: no embedding file for A"),
-        ("--text_embedding_path={A: a.npy}", "a.npy: no such file"),
+        ("'--text_embedding_path={B: b.npy}'", "text_embedding_path: no embedding file for A"),
+        ("'--text_embedding_path={A: a.npy}'", "a.npy: no such file"),
         ("--text_encoder=./nowhere", "text_encoder: no folder './nowhere'"),
+        ("--code_levels=1 --codebook_size=5", "6 items of domain 'A' cannot have an ID each: 5^1 is less"),
         ("--text_encoder=data", "text_encoder data: no config.json names a model"),
     ],
 )
 def test_files_of_later_stages_are_refused_before_any_work(alone, capsys, flag, message):
     (alone / "data/B.index.json").write_text('{"other": ["<a_1>", "<b_1>", "<c_1>", "<d_1>"]}')
     small = ["--d_model=8", "--d_ff=8", "--num_heads=1", "--d_kv=8", "--cache_dir=cache"]
-    assert cli.main(["--model=GMC", "--dataset=A", *RUN, *small, flag]) == 2
+    assert cli.main(["--model=GMC", "--dataset=A", *RUN, *small, *shlex.split(flag)]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in alone.iterdir()) == ["data"], "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--n_heads=3",
+            "recbole-gmc: SASRec: RecBole refuses this (ValueError: The hidden size (64) is not a multiple",
+        ),
+        ("--TIME_FIELD=when", "recbole-gmc: data of A: RecBole refuses this (ValueError: [when] is not exist"),
+    ],
+)
+def test_what_recbole_finds_wrong_before_any_work_is_one_line(alone, capsys, flag, message):
+    assert cli.main(["--model=SASRec", "--dataset=A", "--data_path=data", flag]) == 2
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[-1].startswith(message) and "Traceback" not in printed
     assert sorted(path.name for path in alone.iterdir()) == ["data"], "nothing is written"
 
 

@@ -27,6 +27,29 @@ def test_what_recbole_takes_is_taken(model, given):
     recbole_keys.check(model, given, {})
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"item_inter_num_interval": "[5,inf"}, "item_inter_num_interval: '.5,inf' is no interval"),
+        ({"user_inter_num_interval": "[a,b]"}, "is no interval"),
+        ({"val_interval": {"rating": "3"}}, "val_interval: rating: '3' is no interval"),
+        ({"LIST_SUFFIX": ""}, "LIST_SUFFIX: the name is empty"),
+        ({"train_neg_sample_args": {"sample_num": 0}}, "train_neg_sample_args: sample_num 0 is out of range"),
+        ({"load_col": "x"}, "load_col: 'x' is not of type dict or ~"),
+        ({"n_layers": -1}, "n_layers: -1 is out of range"),
+        ({"metric_decimal_place": -1}, "metric_decimal_place: -1 is out of range"),
+    ],
+)
+def test_what_recbole_would_fail_on_or_pass_over_is_refused(given, message):
+    with pytest.raises(SettingError, match=message):
+        recbole_keys.check("SASRec", given, {})
+
+
+@pytest.mark.parametrize("text", ["[5,inf)", "(0,1];[3,4]", " [ -1.5 , inf ] ", "[.5,2.)"])
+def test_intervals_as_recbole_writes_them(text):
+    recbole_keys.check("SASRec", {"user_inter_num_interval": text, "val_interval": {"rating": text, "x": ["a"]}}, {})
+
+
 @pytest.mark.parametrize("learner", ["adamm", 7, None])
 def test_recbole_would_fall_back_to_adam(learner):
     with pytest.raises(SettingError, match="learner"):

@@ -122,6 +122,9 @@ def test_names_of_recbole_cannot_be_taken():
         ({"domains": ["../A"]}, "domain '../A' cannot be a folder name"),
         ({"domains": ["A", "A"]}, "names a domain twice"),
         ({"domains": []}, "the list is empty"),
+        ({"cache_dir": ["a"]}, "cache_dir: .'a'. is not a path"),
+        ({"data_path": 5}, "data_path: 5 is not a path"),
+        ({"run_dir": "data/A/A.inter"}, "run_dir: .*A.inter' is no folder that can be written"),
         ({"domains": [7]}, "Put it in quotes"),
     ],
 )

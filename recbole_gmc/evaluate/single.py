@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from pathlib import Path
@@ -20,7 +21,7 @@ from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_s
 from recbole.utils.case_study import full_sort_scores
 
 from recbole_gmc.data.rows import last_of_each
-from recbole_gmc.errors import DependencyError, SettingError
+from recbole_gmc.errors import DependencyError, GMCError, SettingError
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.split import hold_out
@@ -58,16 +59,19 @@ def run_domain(
     max_prefixes: int | None = None,
 ) -> DomainRun:
     """Trains and tests by RecBole's own steps; ``max_prefixes`` keeps only the last training rows of each user."""
-    config = Config(model, domain, list(config_file_list), dict(config_dict))
+    with refusing(f"settings of {model}"):
+        config = Config(model, domain, list(config_file_list), dict(config_dict))
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(f"{model} on {domain}")
-    dataset = hold_out(create_dataset(config), domain)
-    train, valid, test = data_preparation(config, dataset)
+    with refusing(f"data of {domain}"):
+        dataset = hold_out(create_dataset(config), domain)
+        train, valid, test = data_preparation(config, dataset)
     if max_prefixes:
         train = _shortened(config, train, max_prefixes)
     init_seed(config["seed"], config["reproducibility"])
-    network = get_model(model)(config, train._dataset).to(config["device"])
+    with refusing(model):
+        network = get_model(model)(config, train._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
     if dataset.item_num <= max(config["topk"]):
         getLogger().warning(f"{domain} has {dataset.item_num - 1} items: lists end before {max(config['topk'])}")
@@ -100,6 +104,20 @@ def read_run(folder: Path, domain: str) -> DomainRun:
         label=report["label"],
         facts={name: report[name] for name in FACTS if name in report},
     )
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Says in one line what RecBole, before any work, finds wrong with settings or data."""
+    try:
+        yield
+    except GMCError:
+        raise
+    except (ValueError, LookupError, AssertionError, RuntimeError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise SettingError(
+            f"RecBole refuses this ({found})", what, "Mend the setting or column that it names"
+        ) from error
 
 
 class ShortLists(Collector):

@@ -10,6 +10,7 @@ from recbole.config import Config
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.embed import embed, refuse_missing
+from recbole_gmc.errors import TokenizerError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import cache_dir
 from recbole_gmc.settings import TextSettings, TokenizerSettings, read
@@ -31,14 +32,20 @@ def refuse_unfit(config: Config, items: ItemIndex) -> None:
     """Refuses files that the stages below are to read and packages that they need, before any work.
 
     Raises:
-        GMCError: ready embeddings, an encoder or imported IDs that are missing or do not fit the catalogue; no faiss.
+        GMCError: ready embeddings, an encoder or imported IDs that are missing or do not fit the catalogue; fewer codes
+            than items; no faiss.
     """
     refuse_missing(items, read(TextSettings, config))
     tokenizer = read(TokenizerSettings, config)
+    size, levels = tokenizer.codebook_size, tokenizer.levels
     if tokenizer.ids_path is not None:
-        size, levels, repair = tokenizer.codebook_size, tokenizer.levels, tokenizer.ids_repair
-        SemanticIds.read_index(tokenizer.ids_path, items, size, levels, repair)
-    elif tokenizer.kind == "rkmeans" or tokenizer.kmeans_init:
+        SemanticIds.read_index(tokenizer.ids_path, items, size, levels, tokenizer.ids_repair)
+        return
+    for domain, tokens in items.tokens.items():
+        if len(tokens) > size**levels:
+            what = f"{len(tokens)} items of domain {domain!r} cannot have an ID each: {size}^{levels} is less"
+            raise TokenizerError(what, "codebook_size", "Set a larger codebook_size or code_levels")
+    if tokenizer.kind == "rkmeans" or tokenizer.kmeans_init:
         require_faiss()
 
 
