@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,38 @@ OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
 SEED = 2020  # RecBole's
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts.
+
+    Attributes:
+        model, dataset: their names.
+        files: configuration files that RecBole merges itself; empty where they are merged already.
+        settings: what the user gave beside the files; for runs of single domains all settings, merged and checked.
+        whole: one run of RecBole's over all domains; else one a domain.
+    """
+
+    model: str
+    dataset: str
+    files: tuple[str | Path, ...]
+    settings: Mapping[str, Any]
+    whole: bool
+
+    @property
+    def ours(self) -> bool:
+        """Whether the model is a registered one."""
+        return registry.entry(self.model) is not None
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of a run that takes them one at a time."""
+        return _domains(self.settings, self.dataset)
+
+    def having(self, **settings: Any) -> Plan:
+        """The same run with other settings."""
+        return replace(self, settings={**self.settings, **settings})
+
+
 def run(
     model: str | None,
     dataset: str | None,
@@ -43,62 +75,97 @@ def run(
     Raises:
         SettingError: no model or data set, a model that does not exist, or a setting that cannot be.
     """
-    files, given = list(config_file_list), dict(config_dict or {})
-    merged = {**lookup.read_files(files), **values.parse_all(given)}
-    model, dataset = model or merged.get("model"), dataset or merged.get("dataset")
+    with only_program_name():
+        found = plan(model, dataset, config_file_list, config_dict, **processes)
+        if not found.whole:
+            return run_domains(found)
+        folder = lookup.place(merged(found), "run_dir") or new_run_dir(found.model, found.dataset)
+        with logs.tables_later():
+            settings = {**found.settings, "run_dir": str(folder)}
+            result = launch.run_recbole(found.model, found.dataset, list(found.files), settings)
+        _show(folder)
+        return result
+
+
+def plan(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: Sequence[str | Path] = (),
+    config_dict: Mapping[str, Any] | None = None,
+    **processes: Any,
+) -> Plan:
+    """What ``run`` will do; raises as it does, before any work."""
+    files, given = tuple(config_file_list), dict(config_dict or {})
+    settings = {**lookup.read_files(files), **values.parse_all(given)}
+    model, dataset = model or settings.get("model"), dataset or settings.get("dataset")
     for name, value in (("model", model), ("dataset", dataset)):
         if not isinstance(value, str):
             raise SettingError(f"no {name} is named", where=name, mend=f"Give --{name}=<name>")
     hooks.refuse_unknown_model(model)
-    with only_program_name():
-        entry = registry.entry(model)
-        many = [name for name, value in processes.items() if (name, value) != ("nproc", 1)]
-        if many := many + [name for name in ("local_rank", "offset") if name in merged]:
-            raise SettingError("a run uses one process", where=many[0], mend="Leave the key out")
-        layer = lookup.dataset_settings(dataset, merged) if entry is None or not entry.union else {}
-        if entry is not None and (entry.union or len(_domains({**layer, **merged}, dataset)) == 1):
-            folder = lookup.place(merged, "run_dir") or new_run_dir(model, dataset)
-            with logs.tables_later():
-                result = launch.run(model, dataset, files, {**given, "run_dir": str(folder)})
-            _show(folder)
-            return result
-        keys.refuse_unknown(layer)
-        if layer.get("embedded_data"):
-            merged["data_path"] = layer["data_path"]
-        if entry is not None:
-            return run_domains(model, dataset, {**layer, **merged})
-        from recbole_gmc.evaluate import single  # imports every stage
-
-        base = {**base_protocol(), **protocol_of(model)}
-        usual = {**recbole_keys.defaults(model), **base, **layer}
-        settings = {**base, **layer, **merged}
-        keys.check_single(model, settings, usual)
-        single.refuse_other_kinds(model, {**usual, **settings})
-        if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
-            settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
-        return run_domains(model, dataset, settings)
+    entry = registry.entry(model)
+    many = [name for name, value in processes.items() if (name, value) != ("nproc", 1)]
+    if many := many + [name for name in ("local_rank", "offset") if name in settings]:
+        raise SettingError("a run uses one process", where=many[0], mend="Leave the key out")
+    layer = lookup.dataset_settings(dataset, settings) if entry is None or not entry.union else {}
+    if entry is not None and (entry.union or len(_domains({**layer, **settings}, dataset)) == 1):
+        return Plan(model, dataset, files, given, whole=True)
+    keys.refuse_unknown(layer)
+    if layer.get("embedded_data"):
+        settings["data_path"] = layer["data_path"]
+    if entry is not None:
+        return Plan(model, dataset, (), {**layer, **settings}, whole=False)
+    return Plan(model, dataset, (), _protocol_settings(model, layer, settings), whole=False)
 
 
-def run_domains(model: str, dataset: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked settings of one of RecBole's own models: protocol, then data set, then what the user gave."""
+    from recbole_gmc.evaluate import single  # imports every stage
+
+    base = {**base_protocol(), **protocol_of(model)}
+    usual = {**recbole_keys.defaults(model), **base, **layer}
+    settings = {**base, **layer, **given}
+    keys.check_single(model, settings, usual)
+    single.refuse_other_kinds(model, {**usual, **settings})
+    if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
+        settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
+    return settings
+
+
+def merged(found: Plan) -> dict[str, Any]:
+    """The settings that the user gave, those in files included."""
+    return {**lookup.read_files(found.files), **values.parse_all(found.settings)}
+
+
+def run_domains(found: Plan) -> dict[str, Any]:
     """Runs a model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
     from recbole_gmc.evaluate import single
 
-    folder = lookup.place(settings, "run_dir") or new_run_dir(model, dataset)
-    domains = _domains(settings, dataset)
-    _refuse_bad_files(domains, Path(settings.get("data_path") or "dataset"))
-    if registry.entry(model) is not None:
-        runs = {domain: _run_ours(model, domain, folder, settings) for domain in domains}
+    settings = found.settings
+    folder = lookup.place(settings, "run_dir") or new_run_dir(found.model, found.dataset)
+    refuse_bad_files(found)
+    if found.ours:
+        runs = {domain: _run_ours(found, domain, folder) for domain in found.domains}
         logs.write_to(folder).begin()
     else:
-        theirs = {key: value for key, value in settings.items() if key not in OURS}
-        theirs["run_dir"] = str(folder)
-        shortened = read(TrainSettings, settings).max_prefixes
         runs = {}
-        for domain in domains:
-            own = {**theirs, "checkpoint_dir": str(folder / "checkpoint" / domain)}
-            runs[domain] = single.run_domain(model, domain, [], own, shortened)
-    single.write(folder, model, dataset, runs, {"seed": SEED, **settings})
+        for domain in found.domains:
+            own, shortened = of_domain(found, domain, folder)
+            runs[domain] = single.run_domain(found.model, domain, [], own, shortened)
+    single.write(folder, found.model, found.dataset, runs, {"seed": SEED, **settings})
     return runs
+
+
+def of_domain(found: Plan, domain: str, folder: Path) -> tuple[dict[str, Any], int | None]:
+    """The settings of one domain's run inside ``folder``, and ``max_prefixes``, which RecBole does not know."""
+    if found.ours:
+        own = {key: value for key, value in found.settings.items() if key not in ("model", "dataset", "embedded_data")}
+        own |= {"domains": [domain], "run_dir": str(folder / "domains" / domain)}
+        if isinstance(own.get("text_fields"), dict):
+            own["text_fields"] = {name: fields for name, fields in own["text_fields"].items() if name == domain} or None
+        return own, None
+    own = {key: value for key, value in found.settings.items() if key not in OURS}
+    own |= {"run_dir": str(folder), "checkpoint_dir": str(folder / "checkpoint" / domain)}
+    return own, read(TrainSettings, found.settings).max_prefixes
 
 
 def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
@@ -108,16 +175,13 @@ def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
     return domains
 
 
-def _run_ours(model: str, domain: str, folder: Path, settings: Mapping[str, Any]) -> Any:
+def _run_ours(found: Plan, domain: str, folder: Path) -> Any:
     """One domain as a whole run of its own, in a folder inside the run's."""
     from recbole_gmc.evaluate import single
 
-    own = {key: value for key, value in settings.items() if key not in ("model", "dataset", "embedded_data")}
-    own |= {"domains": [domain], "run_dir": str(folder / "domains" / domain)}
-    if isinstance(own.get("text_fields"), dict):
-        own["text_fields"] = {name: fields for name, fields in own["text_fields"].items() if name == domain} or None
+    own, _ = of_domain(found, domain, folder)
     with logs.tables_later():
-        launch.run_recbole(model, domain, None, own)
+        launch.run_recbole(found.model, domain, None, own)
     return single.read_run(Path(own["run_dir"]), domain)
 
 
@@ -131,9 +195,10 @@ def _show(folder: Path) -> None:
     )
 
 
-def _refuse_bad_files(domains: Sequence[str], root: Path) -> None:
+def refuse_bad_files(found: Plan) -> None:
     """Reads every domain's interactions as GMC does, so that a bad file is refused by line, whatever the model."""
-    for domain in domains:
+    root = Path(found.settings.get("data_path") or "dataset")
+    for domain in found.domains:
         if domain == "ml-100k" and not (root / domain).is_dir():
             continue  # RecBole carries that one itself
         file = read_atomic(root / domain / f"{domain}.inter")

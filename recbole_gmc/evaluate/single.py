@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from logging import getLogger
@@ -51,6 +51,24 @@ class DomainRun:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class FittedDomain:
+    """One of RecBole's models, trained on one domain by RecBole's own steps and not tested yet.
+
+    ``score`` is the validation metric's, unrounded; ``users`` counts those who decided it.
+    """
+
+    config: Config
+    network: torch.nn.Module
+    trainer: Any
+    test: Any
+    domain: str
+    score: float
+    valid: Mapping[str, float]
+    users: int
+    seconds: float
+
+
 def run_domain(
     model: str,
     domain: str,
@@ -59,6 +77,18 @@ def run_domain(
     max_prefixes: int | None = None,
 ) -> DomainRun:
     """Trains and tests by RecBole's own steps; ``max_prefixes`` keeps only the last training rows of each user."""
+    return test_domain(fit_domain(model, domain, config_file_list, config_dict, max_prefixes))
+
+
+def fit_domain(
+    model: str,
+    domain: str,
+    config_file_list: Sequence[str],
+    config_dict: Mapping[str, Any],
+    max_prefixes: int | None = None,
+    callback: Callable[[int, float], None] | None = None,
+) -> FittedDomain:
+    """Trains; ``callback`` is RecBole's, told of every epoch's validation score."""
     with refusing(f"settings of {model}"):
         config = Config(model, domain, list(config_file_list), dict(config_dict))
     init_seed(config["seed"], config["reproducibility"])
@@ -77,15 +107,22 @@ def run_domain(
         getLogger().warning(f"{domain} has {dataset.item_num - 1} items: lists end before {max(config['topk'])}")
         trainer.eval_collector = ShortLists(config)
     started = perf_counter()
-    _, best_valid = trainer.fit(train, valid, show_progress=config["show_progress"])
-    fitted = perf_counter()
+    score, best = trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=callback)
+    seconds = perf_counter() - started
+    return FittedDomain(config, network, trainer, test, domain, score, best or {}, len(valid._dataset), seconds)
+
+
+def test_domain(fitted: FittedDomain) -> DomainRun:
+    """Lists and metrics of the best weights."""
+    config, network, trainer, test = fitted.config, fitted.network, fitted.trainer, fitted.test
+    started = perf_counter()
     trainer.evaluate(test, show_progress=config["show_progress"])  # loads the best weights, and logs as RecBole does
     width = max(WIDTH, *config["topk"])
-    table = lists_of(network, test._dataset, test, domain, width)
+    table = lists_of(network, test._dataset, test, fitted.domain, width)
     result = ListEvaluator(config, trainer.eval_collector)(table, np.arange(1, len(table.items) + 1))
-    seconds = {"train": fitted - started, "test": perf_counter() - fitted}
+    seconds = {"train": fitted.seconds, "test": perf_counter() - started}
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return DomainRun(table, result, best_valid or {}, parameters, len(trainer.train_loss_dict), seconds)
+    return DomainRun(table, result, fitted.valid, parameters, len(trainer.train_loss_dict), seconds)
 
 
 FACTS = ("certified", "tokenizer", "reused", "precision", "hashes")
