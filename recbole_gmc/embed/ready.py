@@ -53,7 +53,7 @@ def _read_domain(items: ItemIndex, domain: str, path: str) -> tuple[MappedFile, 
     file = Path(path).expanduser()
     table = _read_npy(file)
     ids = file.with_suffix(".ids")
-    tokens = _read_ids(ids)
+    tokens = read_ids(ids)
     if len(tokens) != len(table.table):
         what = f"{len(table.table)} rows, but {ids.name} names {len(tokens)} items"
         raise EmbeddingError(what, str(file), "Write both files from one list of items")
@@ -84,7 +84,12 @@ def _read_npy(file: Path) -> MappedFile:
     return mapped
 
 
-def _read_ids(file: Path) -> list[str]:
+def read_ids(file: Path) -> list[str]:
+    """The item tokens of an ``.ids`` file, one a line, in the order of the rows.
+
+    Raises:
+        EmbeddingError: no such file, not UTF-8, an empty line or a repeated token.
+    """
     if not file.is_file():
         raise EmbeddingError("no such file", str(file), "Put the item tokens there, one a line, in row order")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from logging import getLogger
 
@@ -43,12 +43,16 @@ def fit_rqvae(
     seed: int,
     device: str = "cpu",
     progress: bool = True,
+    enough: Callable[[dict], bool] | None = None,
 ) -> Learned:
     """Trains on ``vectors`` [items, D] and returns the best state's codes.
 
     The best state is the one with the least sum of reconstruction / variance and collision rate. Of the vectors, only
     a batch is read at a time; k-means, and the looks at a catalogue beyond ``tokenizer_epoch_items``, see a sample of
     bounded size. The caller's random state is neither read nor changed; equal seeds give equal codes on the CPU.
+
+    Args:
+        enough: asked after every look, given what ``Learned.history`` keeps of it; true ends the training there.
 
     Raises:
         TokenizerError: a level stays collapsed.
@@ -57,7 +61,7 @@ def fit_rqvae(
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        return _Training(items, vectors, settings, seed, torch.device(device), progress).run()
+        return _Training(items, vectors, settings, seed, torch.device(device), progress).run(enough)
 
 
 @dataclass
@@ -111,7 +115,7 @@ class _Training:
 
     # -- the whole -----------------------------------------------------------------------------------------------
 
-    def run(self) -> Learned:
+    def run(self, enough: Callable[[dict], bool] | None = None) -> Learned:
         settings, best, best_epoch, waited = self.settings, None, 0, 0
         state = copy.deepcopy(self.model.state_dict())
         bar = tqdm(total=settings.warmup_epochs + settings.epochs, desc="Tokenizer", disable=not self.progress)
@@ -145,6 +149,8 @@ class _Training:
                 state = copy.deepcopy(self.model.state_dict())
             else:
                 waited += 1
+            if enough is not None and enough(self.history[-1]):
+                break
             if settings.stopping_step and waited >= settings.stopping_step:
                 logger.info("Tokenizer: stopped at epoch %d, best epoch %d", epoch, best_epoch)
                 break
