@@ -7,8 +7,6 @@ dropouts are folded into the matrices once a step (``weights``), and gradients a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
@@ -103,9 +101,8 @@ class PackedT5:
 
     # ---- a chunk ---------------------------------------------------------------------------------------------------
 
-    def _chunks(self, input_ids: Tensor, sizes: Tensor, most_tokens: int | None) -> Iterator[Chunk]:
-        for bins in pack(sizes.tolist(), most_tokens):
-            yield Chunk.of(bins, input_ids, sizes, PAD)
+    def _chunks(self, input_ids: Tensor, sizes: Tensor, most_tokens: int | None) -> list[Chunk]:
+        return [Chunk.of(bins, input_ids, sizes, PAD) for bins in pack(sizes.tolist(), most_tokens)]
 
     def _chunk_loss(self, weights: Weights, chunk: Chunk, labels: Tensor) -> Tensor:
         """The summed negative log-probability of the labels int64 [B, L] of the chunk's rows."""

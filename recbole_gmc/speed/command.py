@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from recbole_gmc import keys
-from recbole_gmc.errors import SettingError
+from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import write_json
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
 
@@ -42,6 +43,7 @@ def parse(arguments: Sequence[str]) -> tuple[tuple[str, ...], SpeedOptions, Path
 
     Raises:
         SettingError: an unknown part or flag, a flag without or with a bad value, or a device that is not here.
+        CheckpointError: ``--run`` has no checkpoint with semantic IDs.
     """
     parts: list[str] = []
     values: dict[str, str] = {}
@@ -64,8 +66,8 @@ def parse(arguments: Sequence[str]) -> tuple[tuple[str, ...], SpeedOptions, Path
             raise SettingError(
                 f"unknown part {part!r}{keys.nearest(part, PARTS)}", "speed", f"Known: {', '.join(PARTS)}"
             )
-    output = Path(values.pop("output", "."))
-    return tuple(part for part in PARTS if part in parts or not parts), _options(values), output
+    options = _options({flag: value for flag, value in values.items() if flag != "output"})
+    return tuple(part for part in PARTS if part in parts or not parts), options, _output(values.get("output", "."))
 
 
 def _options(values: dict[str, str]) -> SpeedOptions:
@@ -78,7 +80,7 @@ def _options(values: dict[str, str]) -> SpeedOptions:
     if "device" in values:
         given["device"] = _device(values["device"])
     if "run" in values:
-        given["run"] = _folder("run", values["run"])
+        given["run"] = _run(values["run"])
     if "data_path" in values:
         given["data_path"] = _folder("data_path", values["data_path"])
     elif Path("dataset").is_dir():
@@ -89,6 +91,27 @@ def _options(values: dict[str, str]) -> SpeedOptions:
 def _folder(flag: str, value: str) -> Path:
     if not Path(value).is_dir():
         raise SettingError(f"no folder {value!r}", f"--{flag}", f"Write --{flag}=<folder>")
+    return Path(value)
+
+
+def _run(value: str) -> Path:
+    """A run folder whose checkpoint is whole and holds a model that decodes semantic IDs."""
+    from recbole_gmc.train.checkpoint import Checkpoint
+
+    folder = _folder("run", value)
+    if not Checkpoint(folder).has_ids:
+        raise CheckpointError("the model has no semantic IDs", str(folder), "Give a run of GMC or of its relatives")
+    return folder
+
+
+def _output(value: str) -> Path:
+    """The folder, made before minutes of measuring."""
+    try:
+        Path(value).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError(f"{value!r} cannot be made ({error.strerror})", "--output", "Name another folder") from error
+    if not os.access(value, os.W_OK):
+        raise SettingError(f"{value!r} cannot be written to", "--output", "Name another folder")
     return Path(value)
 
 

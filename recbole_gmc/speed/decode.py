@@ -15,7 +15,7 @@ from recbole_gmc.decode.products import batched_is_exact, onednn_available, oned
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.recommender import Ranking, Recommender
 from recbole_gmc.speed.cases import Case, random_case, trained_case
-from recbole_gmc.speed.measure import Comparison, PartResult, Row, SpeedOptions, clock, gemm_rates, in_turn, timed
+from recbole_gmc.speed.measure import Comparison, PartResult, Row, SpeedOptions, Stopwatch, gemm_rates, in_turn, timed
 
 BEAMS = 20
 USERS = 512  # of our ways; an evaluation has thousands, so that users of one length fill batches
@@ -158,28 +158,15 @@ def _shares(way: Recommender, case: Case, options: SpeedOptions, precision: str)
     with _Count() as count:
         _lists(way, case)
     search = way.searches[case.domain]
-    inside = [0.0]
-
-    def watch(work: Callable[..., Any], sign: int) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            begin = clock(options.device)
-            result = work(*args, **kwargs)
-            inside[0] += sign * (clock(options.device) - begin)
-            return result
-
-        return watched
-
-    network, methods = search.network, (("encode", 1), ("step", 1), ("_look", -1))  # masks are bookkeeping
     seconds = [timed(lambda: _lists(way, case), options.device) for _ in range(options.rounds)]
-    for name, sign in methods:
-        setattr(network, name, watch(getattr(network, name), sign))
-    watched = sum(timed(lambda: _lists(way, case), options.device) for _ in range(options.rounds))
-    for name, _ in methods:
-        delattr(network, name)
+    with Stopwatch(options.device) as inside:
+        inside.add(search.network, "encode", "step")
+        inside.leave_out(search.network, "_look")  # masks are bookkeeping
+        watched = sum(timed(lambda: _lists(way, case), options.device) for _ in range(options.rounds))
     best = max(gemm_rates(precision, options.device, 0.01 if options.tiny else 0.15).values())
     rate = count.operations / statistics.median(seconds) / 1e9
     return {
-        "bookkeeping": 1 - inside[0] / watched,
+        "bookkeeping": 1 - inside.seconds / watched,
         "mflop_a_user": count.operations / len(case) / 1e6,
         "gflops": rate,
         "best_gflops": best,

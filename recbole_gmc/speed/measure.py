@@ -122,6 +122,50 @@ def timed(work: Callable[[], Any], device: str = "cpu") -> float:
     return clock(device) - begin
 
 
+class Stopwatch:
+    """How many seconds (see ``clock``) some methods of some objects took.
+
+    Example:
+        >>> with Stopwatch("cpu") as watch:                                     # doctest: +SKIP
+        ...     watch.add(network, "encode", "step")
+        ...     search()
+        >>> watch.seconds                                                       # doctest: +SKIP
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device, self.seconds = device, 0.0
+        self._watched: list[tuple[Any, str]] = []
+
+    def add(self, owner: Any, *names: str) -> None:
+        """Counts the time of these methods of ``owner``; none of them may call another that counts."""
+        self._watch(owner, names, 1)
+
+    def leave_out(self, owner: Any, *names: str) -> None:
+        """Takes the time of methods away again that are called by others that count."""
+        self._watch(owner, names, -1)
+
+    def _watch(self, owner: Any, names: tuple[str, ...], sign: int) -> None:
+        for name in names:
+            setattr(owner, name, self._counted(getattr(owner, name), sign))
+            self._watched.append((owner, name))
+
+    def _counted(self, work: Callable[..., Any], sign: int) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            begin = clock(self.device)
+            result = work(*args, **kwargs)
+            self.seconds += sign * (clock(self.device) - begin)
+            return result
+
+        return counted
+
+    def __enter__(self) -> Stopwatch:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for owner, name in self._watched:
+            delattr(owner, name)
+
+
 def in_turn(
     ways: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", units: Mapping[str, float] | None = None
 ) -> dict[str, tuple[float, ...]]:

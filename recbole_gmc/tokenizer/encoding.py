@@ -31,6 +31,10 @@ class Encoded:
         self._device = model.quantizer.codebooks.device
         self._mean = torch.from_numpy(mean.astype(np.float32)).to(self._device)
 
+    def of(self, vectors: Vectors) -> Encoded:
+        """Other vectors through the same network."""
+        return Encoded(self.model, vectors, self._mean.cpu().numpy(), self.scale)
+
     def __len__(self) -> int:
         return len(self.vectors)
 

@@ -199,15 +199,19 @@ class StageTrainer(RankingTrainer):
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.backward(train_data.select(batch.to(self.device)))
             self._check_finite(loss, epoch_idx)
-            if self.clip_grad_norm:
-                clip_grad_norm_(self._trained(), **self.clip_grad_norm)
-            self.optimizer.step()
-            self.scheduler.step()
+            self._update()
             total += loss * len(batch)
         mean = (total / n).item()
         seconds = perf_counter() - started
         self.record.curve.append({"stage": self.stage.name, "epoch": epoch_idx, "loss": mean, "seconds": seconds})
         return mean
+
+    def _update(self) -> None:
+        """One step of the optimiser with the gradients that are there."""
+        if self.clip_grad_norm:
+            clip_grad_norm_(self._trained(), **self.clip_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
 
     def _check_finite(self, loss: Tensor, epoch: int) -> None:
         if not torch.isfinite(loss):
