@@ -12,7 +12,10 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import compat, keys, lookup, places, registry
+import numpy as np
+from recbole.utils.enum_type import FeatureType
+
+from recbole_gmc import compat, keys, lookup, places, registry, sections
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import safe_name
 from recbole_gmc.values import read_yaml
@@ -26,13 +29,15 @@ def load_internal_config_dict(inner: Callable, config: Any, model: str, model_cl
         return inner(config, model, model_class, dataset)
     safe_name(dataset, "dataset")
     _drop_foreign(config)
+    config.file_config_dict = sections.for_model(config.file_config_dict, model)
+    config._merge_external_config_dict()
     given = config.external_config_dict
     keys.refuse_unknown(given)
     inner(config, model, model_class, dataset)
     if entry.properties is not None:
         config.internal_config_dict.update(read_yaml(entry.properties))
     known = {**config.internal_config_dict, **given}
-    settings = lookup.dataset_settings(dataset, known)
+    settings = sections.for_model(lookup.dataset_settings(dataset, known), model)
     keys.refuse_unknown(settings)
     config.internal_config_dict.update(settings)
     if settings.get("embedded_data"):  # where that lies is not the user's choice
@@ -142,6 +147,33 @@ def load_data_and_model(inner: Callable, model_file: Any) -> Any:
     return loading.load_data_and_model(Path(model_file))
 
 
+def load_feat(inner: Callable, dataset: Any, *args: Any) -> Any:
+    """Entries of a list keep no blanks around them where another character separates them (``Tools, Screws``)."""
+    table = inner(dataset, *args)
+    if table is not None and _ours(dataset.config) and (dataset.config["seq_separator"] or " ").strip():
+        for field in table.columns:
+            if dataset.field2type[field] == FeatureType.TOKEN_SEQ:
+                table[field] = [_stripped(entries) for entries in table[field]]
+    return table
+
+
+def _stripped(entries: np.ndarray) -> np.ndarray:
+    return np.array([entry for entry in map(str.strip, entries) if entry])
+
+
+def data_filtering(inner: Callable, dataset: Any) -> None:
+    """Items of ``.item`` without an interaction are no candidates, as for every model that loads none."""
+    inner(dataset)
+    if dataset.item_feat is not None and _ours(dataset.config):
+        known = dataset.item_feat[dataset.iid_field].isin(dataset.inter_feat[dataset.iid_field])
+        dataset.item_feat = dataset.item_feat[known].reset_index(drop=True)
+
+
+def _ours(config: Any) -> bool:
+    """Whether our command line started this run of one of RecBole's own models."""
+    return registry.entry(config["model"]) is None and bool(config["run_dir"])
+
+
 def _around(inner: Callable, wrapper: Callable) -> Callable:
     @functools.wraps(inner)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -159,6 +191,7 @@ def install() -> None:
         return
     _installed.append(True)
     from recbole.config.configurator import Config
+    from recbole.data.dataset import Dataset
 
     from recbole_gmc import launch, logs
 
@@ -168,6 +201,8 @@ def install() -> None:
         ("_set_default_parameters", set_default_parameters),
     ):
         setattr(Config, name, _around(getattr(Config, name), wrapper))
+    for name, wrapper in (("_load_feat", load_feat), ("_data_filtering", data_filtering)):
+        setattr(Dataset, name, _around(getattr(Dataset, name), wrapper))
     wrappers = (get_model, create_dataset, load_split_dataloaders, load_data_and_model)
     for wrapper in (*wrappers, logs.init_logger, logs.get_tensorboard):
         inner = compat.found_in_recbole(wrapper.__name__)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import hooks, keys, launch, logs, lookup, recbole_keys, registry, values
+from recbole_gmc import hooks, keys, launch, logs, lookup, recbole_keys, registry, sections, values
 from recbole_gmc.data.atomic import read_atomic
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import read_json
 from recbole_gmc.places import new_run_dir
 from recbole_gmc.settings import DataSettings, TrainSettings, read
+from recbole_gmc.train.budget import Budget
 
 # Settings that steer the runs of single domains and mean nothing to RecBole.
 OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
     "embedded_data",
     "max_prefixes",
+    "budget_minutes",
+    "of_domain",
     "model",
     "dataset",
     "cache_dir",
 }
 SEED = 2020  # RecBole's
+LEAST_BUDGET = 1e-3  # minutes: the setting must be above 0, and the run ends at once
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Plan:
     Attributes:
         model, dataset: their names.
         files: configuration files that RecBole merges itself; empty where they are merged already.
-        settings: what the user gave beside the files; for runs of single domains all settings, merged and checked.
+        settings: what the user gave beside the files; for runs of single domains all settings, merged and checked, and
+            under ``of_domain`` what is not the same in all of them.
         whole: one run of RecBole's over all domains; else one a domain.
     """
 
@@ -96,12 +101,14 @@ def plan(
 ) -> Plan:
     """What ``run`` will do; raises as it does, before any work."""
     files, given = tuple(config_file_list), dict(config_dict or {})
-    settings = {**lookup.read_files(files), **values.parse_all(given)}
-    model, dataset = model or settings.get("model"), dataset or settings.get("dataset")
+    in_files, parsed = lookup.read_files(files), values.parse_all(given)
+    named = {**in_files, **parsed}
+    model, dataset = model or named.get("model"), dataset or named.get("dataset")
     for name, value in (("model", model), ("dataset", dataset)):
         if not isinstance(value, str):
             raise SettingError(f"no {name} is named", where=name, mend=f"Give --{name}=<name>")
     hooks.refuse_unknown_model(model)
+    settings = {**sections.for_model(in_files, model), **parsed}
     entry = registry.entry(model)
     many = [name for name, value in processes.items() if (name, value) != ("nproc", 1)]
     if many := many + [name for name in ("local_rank", "offset") if name in settings]:
@@ -109,6 +116,7 @@ def plan(
     layer = lookup.dataset_settings(dataset, settings) if entry is None or not entry.union else {}
     if entry is not None and (entry.union or len(_domains({**layer, **settings}, dataset)) == 1):
         return Plan(model, dataset, files, given, whole=True)
+    layer = sections.for_model(layer, model)
     keys.refuse_unknown(layer)
     if layer.get("embedded_data"):
         settings["data_path"] = layer["data_path"]
@@ -124,16 +132,30 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
     base = {**base_protocol(), **protocol_of(model)}
     usual = {**recbole_keys.defaults(model), **base, **layer}
     settings = {**base, **layer, **given}
-    keys.check_single(model, settings, usual)
-    single.refuse_other_kinds(model, {**usual, **settings})
+    columns = _columns(model, settings, {*layer, *given})
+    for own in [columns.get(domain, {}) for domain in read(DataSettings, settings).domains or ("",)]:
+        keys.check_single(model, {**settings, **own}, usual)
+        single.refuse_other_kinds(model, {**usual, **settings, **own})
     if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
         settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
-    return settings
+    return {**settings, **({"of_domain": columns} if columns else {})}
+
+
+def _columns(model: str, settings: Mapping[str, Any], given: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What the property file of each domain says for this model alone (its attributes), where nobody said otherwise."""
+    found = {}
+    for domain in read(DataSettings, settings).domains or ():
+        file = lookup.dataset_yaml(domain, settings.get("data_path") or "dataset")
+        own = sections.of(values.read_yaml(file), model) if file is not None else {}
+        if own := {key: value for key, value in own.items() if key not in given}:
+            found[domain] = own
+    return found
 
 
 def merged(found: Plan) -> dict[str, Any]:
     """The settings that the user gave, those in files included."""
-    return {**lookup.read_files(found.files), **values.parse_all(found.settings)}
+    in_files = sections.for_model(lookup.read_files(found.files), found.model)
+    return {**in_files, **values.parse_all(found.settings)}
 
 
 def run_domains(found: Plan) -> dict[str, Any]:
@@ -143,14 +165,16 @@ def run_domains(found: Plan) -> dict[str, Any]:
     settings = found.settings
     folder = lookup.place(settings, "run_dir") or new_run_dir(found.model, found.dataset)
     refuse_bad_files(found)
-    if found.ours:
-        runs = {domain: _run_ours(found, domain, folder) for domain in found.domains}
-        logs.write_to(folder).begin()
-    else:
-        runs = {}
-        for domain in found.domains:
+    budget, runs = Budget(read(TrainSettings, settings).budget_minutes), {}
+    for left, domain in zip(range(len(found.domains), 0, -1), found.domains, strict=True):
+        share = budget.share(left)
+        if found.ours:
+            runs[domain] = _run_ours(found, domain, folder, share)
+        else:
             own, shortened = of_domain(found, domain, folder)
-            runs[domain] = single.run_domain(found.model, domain, [], own, shortened)
+            runs[domain] = single.run_domain(found.model, domain, [], own, shortened, share)
+    if found.ours:
+        logs.write_to(folder).begin()
     single.write(folder, found.model, found.dataset, runs, {"seed": SEED, **settings})
     return runs
 
@@ -164,6 +188,7 @@ def of_domain(found: Plan, domain: str, folder: Path) -> tuple[dict[str, Any], i
             own["text_fields"] = {name: fields for name, fields in own["text_fields"].items() if name == domain} or None
         return own, None
     own = {key: value for key, value in found.settings.items() if key not in OURS}
+    own |= found.settings.get("of_domain", {}).get(domain, {})
     own |= {"run_dir": str(folder), "checkpoint_dir": str(folder / "checkpoint" / domain)}
     return own, read(TrainSettings, found.settings).max_prefixes
 
@@ -175,11 +200,13 @@ def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
     return domains
 
 
-def _run_ours(found: Plan, domain: str, folder: Path) -> Any:
+def _run_ours(found: Plan, domain: str, folder: Path, budget: Budget) -> Any:
     """One domain as a whole run of its own, in a folder inside the run's."""
     from recbole_gmc.evaluate import single
 
     own, _ = of_domain(found, domain, folder)
+    if budget.minutes is not None:
+        own["budget_minutes"] = max(budget.minutes, LEAST_BUDGET)
     with logs.tables_later():
         launch.run_recbole(found.model, domain, None, own)
     return single.read_run(Path(own["run_dir"]), domain)

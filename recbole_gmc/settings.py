@@ -190,6 +190,7 @@ class TrainSettings:
     chunk_tokens: int = key("chunk_tokens", 16384, least=8)
     max_prefixes: int | None = key("max_prefixes", None, least=1)
     valid_users: int = key("valid_users", 2000, least=0)
+    budget_minutes: float | None = key("budget_minutes", None, above=0.0)
     cpu_threads: int | None = key("cpu_threads", None, least=1)
 
 

@@ -28,9 +28,11 @@ from recbole_gmc.evaluate.split import hold_out
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import read_json, telling_where, write_json
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
 
 WITH_ENTITIES = ("GRU4RecKG", "KSR")  # sequential models that read a knowledge graph
+PRETRAINED = ("S3Rec",)  # models of RecBole whose training has two stages
 WIDTH = 20  # lists are at least as long as a default beam, so files of all models look alike
 
 
@@ -38,7 +40,7 @@ WIDTH = 20  # lists are at least as long as a default beam, so files of all mode
 class DomainRun:
     """One model on one domain: its test lists, unrounded metrics, what it took, and what else its result file says.
 
-    ``label`` tells of a setting that is not the published one.
+    ``label`` tells of a setting that is not the published one, ``limited`` that its budget ended training.
     """
 
     table: TopKTable
@@ -49,13 +51,15 @@ class DomainRun:
     seconds: Mapping[str, float]
     label: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    limited: bool = False
 
 
 @dataclass(frozen=True)
 class FittedDomain:
     """One of RecBole's models, trained on one domain by RecBole's own steps and not tested yet.
 
-    ``score`` is the validation metric's, unrounded; ``users`` counts those who decided it.
+    ``score`` is the validation metric's, unrounded; ``users`` counts those who decided it. ``first`` is what a stage of
+    pre-training left, ``limited`` tells that the budget ended training.
     """
 
     config: Config
@@ -67,6 +71,8 @@ class FittedDomain:
     valid: Mapping[str, float]
     users: int
     seconds: float
+    first: Pretrained | None = None
+    limited: bool = False
 
 
 def run_domain(
@@ -75,9 +81,10 @@ def run_domain(
     config_file_list: Sequence[str],
     config_dict: Mapping[str, Any],
     max_prefixes: int | None = None,
+    budget: Budget | None = None,
 ) -> DomainRun:
     """Trains and tests by RecBole's own steps; ``max_prefixes`` keeps only the last training rows of each user."""
-    return test_domain(fit_domain(model, domain, config_file_list, config_dict, max_prefixes))
+    return test_domain(fit_domain(model, domain, config_file_list, config_dict, max_prefixes, budget=budget))
 
 
 def fit_domain(
@@ -87,8 +94,45 @@ def fit_domain(
     config_dict: Mapping[str, Any],
     max_prefixes: int | None = None,
     callback: Callable[[int, float], None] | None = None,
+    budget: Budget | None = None,
 ) -> FittedDomain:
-    """Trains; ``callback`` is RecBole's, told of every epoch's validation score."""
+    """Trains; ``callback`` is RecBole's, told of every epoch's validation score.
+
+    A model with a stage of pre-training (S3Rec) has it first, unless ``pre_model_path`` names what it would make.
+    """
+    budget, first = budget or Budget(None), None
+    if model in PRETRAINED:
+        if not config_dict.get("pre_model_path"):
+            first = _pretrain(model, domain, config_file_list, config_dict, max_prefixes, budget)
+            config_dict = {**config_dict, "pre_model_path": str(first.file)}
+        config_dict = {**config_dict, "train_stage": "finetune"}
+    config, loaders, network, trainer = _prepared(model, domain, config_file_list, config_dict, max_prefixes)
+    train, valid, test = loaders
+    items = test._dataset.item_num - 1
+    if items < max(config["topk"]):
+        getLogger().warning(f"{domain} has {items} items: lists end before {max(config['topk'])}")
+        trainer.eval_collector = ShortLists(config)
+    budget.bind(trainer)
+    started = perf_counter()
+    try:
+        trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=callback)
+    except BudgetReached:
+        if not Path(trainer.saved_model_file).is_file():  # no epoch was validated
+            trainer._save_checkpoint(-1)
+    seconds = perf_counter() - started
+    score, best = trainer.best_valid_score, trainer.best_valid_result or {}
+    rows = len(valid._dataset)
+    return FittedDomain(config, network, trainer, test, domain, score, best, rows, seconds, first, budget.reached)
+
+
+def _prepared(
+    model: str,
+    domain: str,
+    config_file_list: Sequence[str],
+    config_dict: Mapping[str, Any],
+    max_prefixes: int | None,
+) -> tuple[Config, tuple[Any, Any, Any], torch.nn.Module, Any]:
+    """All that RecBole makes before it trains: Config, loaders of the three parts, network, trainer."""
     with refusing(f"settings of {model}"):
         config = Config(model, domain, list(config_file_list), dict(config_dict))
     init_seed(config["seed"], config["reproducibility"])
@@ -103,13 +147,47 @@ def fit_domain(
     with refusing(model):
         network = get_model(model)(config, train._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
-    if dataset.item_num <= max(config["topk"]):
-        getLogger().warning(f"{domain} has {dataset.item_num - 1} items: lists end before {max(config['topk'])}")
-        trainer.eval_collector = ShortLists(config)
-    started = perf_counter()
-    score, best = trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=callback)
-    seconds = perf_counter() - started
-    return FittedDomain(config, network, trainer, test, domain, score, best or {}, len(valid._dataset), seconds)
+    return config, (train, valid, test), network, trainer
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What the first of two stages left."""
+
+    file: Path
+    epochs: int
+    seconds: float
+
+
+def _pretrain(
+    model: str,
+    domain: str,
+    config_file_list: Sequence[str],
+    config_dict: Mapping[str, Any],
+    max_prefixes: int | None,
+    budget: Budget,
+) -> Pretrained:
+    """The first stage, with at most half of the budget.
+
+    RecBole asks for two runs and a path copied between them, and would test the half-made model after the first.
+    """
+    own = {**config_dict, "train_stage": "pretrain"}
+    if size := own.get("pretrain_train_batch_size"):
+        own["train_batch_size"] = size
+    if "pretrain_epochs" in own:
+        own["save_step"] = own["pretrain_epochs"] + 1  # saved once, below
+    config, (train, _, _), _, trainer = _prepared(model, domain, config_file_list, own, max_prefixes)
+    half, started = budget.share(2), perf_counter()
+    half.bind(trainer)
+    getLogger().info(f"{model} on {domain}: pre-training, {trainer.pretrain_epochs} epochs")
+    try:
+        trainer.pretrain(train, show_progress=config["show_progress"])
+    except BudgetReached:
+        budget.reached = True
+    epochs = len(trainer.train_loss_dict)
+    file = Path(trainer.checkpoint_dir) / f"{model}-{domain}-pretrained.pth"
+    trainer.save_pretrained_model(epochs - 1, str(file))
+    return Pretrained(file, epochs, perf_counter() - started)
 
 
 def test_domain(fitted: FittedDomain) -> DomainRun:
@@ -122,7 +200,11 @@ def test_domain(fitted: FittedDomain) -> DomainRun:
     result = ListEvaluator(config, trainer.eval_collector)(table, np.arange(1, len(table.items) + 1))
     seconds = {"train": fitted.seconds, "test": perf_counter() - started}
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return DomainRun(table, result, fitted.valid, parameters, len(trainer.train_loss_dict), seconds)
+    facts: dict[str, Any] = {}
+    if fitted.first is not None:
+        seconds, facts = {"pretrain": fitted.first.seconds, **seconds}, {"pretrain_epochs": fitted.first.epochs}
+    epochs = len(trainer.train_loss_dict)
+    return DomainRun(table, result, fitted.valid, parameters, epochs, seconds, facts=facts, limited=fitted.limited)
 
 
 FACTS = ("certified", "tokenizer", "reused", "precision", "hashes")
@@ -140,6 +222,7 @@ def read_run(folder: Path, domain: str) -> DomainRun:
         seconds=report["seconds"],
         label=report["label"],
         facts={name: report[name] for name in FACTS if name in report},
+        limited=report["budget_limited"],
     )
 
 
@@ -183,10 +266,12 @@ def refuse_other_kinds(model: str, settings: Mapping[str, Any]) -> None:
         what = f"{model} needs labels or a knowledge graph, which the protocol of this command does not have"
         raise SettingError(what, "model", "Choose a general or sequential model, or call RecBole's run_recbole")
     loaded = (settings.get("load_col") or {}).get("item") or ()
-    for name in settings.get("selected_features") or ():
-        if name not in loaded:
-            mend = "Name columns of .item, and load them: --load_col={inter: [...], item: [item_id, <columns>]}"
-            raise SettingError(f"column {name!r} is not loaded", "selected_features", mend)
+    for key in ("selected_features", "item_attribute"):
+        names = settings.get(key) or ()
+        for name in [names] if isinstance(names, str) else names:
+            if name not in loaded:
+                mend = "Name columns of .item, and load them: --load_col={inter: [...], item: [item_id, <columns>]}"
+                raise SettingError(f"column {name!r} is not loaded", key, mend)
 
 
 def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoader:
@@ -253,6 +338,7 @@ def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun],
         "settings": dict(settings),
     }
     report["label"] = next(iter(runs.values())).label
+    report["budget_limited"] = any(run.limited for run in runs.values())
     if any(run.facts for run in runs.values()):
         report["runs"] = {domain: dict(run.facts) for domain, run in runs.items()}
     with telling_where(folder, "Free some space, or name another run_dir, and run again"):

@@ -122,6 +122,7 @@ def summary(
     return {
         **results.head(config["model"], config["dataset"], config["seed"], table, result),
         "label": trainer.model.label,
+        "budget_limited": record.limited,
         "validation": {"score": _finite(trainer.best_valid_score), "metrics": dict(trainer.best_valid_result or {})},
         "certified": results.certified(table),
         "parameters": dict(parameters),

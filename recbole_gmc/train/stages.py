@@ -19,6 +19,7 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import hash_of
 from recbole_gmc.train import state
+from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
 from recbole_gmc.train.precision import use_bf16
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
@@ -42,6 +43,7 @@ class StageTrainer(RankingTrainer):
         self.best: dict[str, Tensor] = {}
         self._pending: Progress | None = None  # of a resumed checkpoint, until its stage is entered
         self._saved = False
+        self.budget = Budget(None)
 
     # ---- what a subclass gives -----------------------------------------------------------------------------------
 
@@ -104,6 +106,7 @@ class StageTrainer(RankingTrainer):
         self._valid_data, self._saved = valid_data, saved
         if self.config["resume"]:
             self.resume_checkpoint(self.config["resume"])
+        self.budget = Budget(self.settings.budget_minutes, self.record.cpu_seconds)
         dataset = train_data._dataset
         self.eval_collector.data_collect(train_data)
         train = SequenceRows.of(dataset)
@@ -144,7 +147,11 @@ class StageTrainer(RankingTrainer):
         self._enter(stage, self._rows_an_epoch(train))
         self._begin(watched)
         if len(train) and self.start_epoch < self.epochs:
-            super().fit(train, watched, **loop)
+            try:
+                super().fit(train, watched, **loop)
+            except BudgetReached:
+                self.record.limited = True
+                self.logger.info(f"budget_minutes reached: {stage.name} ends with its best weights so far")
         if self.best:
             self.restore(self.best)
         self._end(every)
@@ -189,6 +196,7 @@ class StageTrainer(RankingTrainer):
         """Mean loss over the rows."""
         if self._saved and epoch_idx > self.start_epoch:  # the epoch before is finished, its validation included
             self._write(epoch_idx)
+        self.budget.check()
         started = perf_counter()
         self.model.train()
         n = len(train_data)
@@ -238,6 +246,7 @@ class StageTrainer(RankingTrainer):
 
     def _write(self, next_epoch: int = 0) -> None:
         """The best weights so far as the model, the latest ones as the place to go on from."""
+        self.record.cpu_seconds = self.budget.spent()
         latest = self.snapshot() if self.stage is not None else {}
         progress = state.take(self, next_epoch, latest)
         if self.best:

@@ -21,6 +21,7 @@ class RunRecord:
     """The facts of a run that result.json reports, kept across resumes.
 
     ``curve`` has one entry an epoch (stage, epoch, loss, seconds) and ``valid`` where the epoch was validated.
+    ``cpu_seconds`` and ``limited`` tell what ``budget_minutes`` counts, and that it ended a stage.
     """
 
     done: list[str] = field(default_factory=list)
@@ -30,6 +31,8 @@ class RunRecord:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+    limited: bool = False
 
     def spend(self, what: str, seconds: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds

@@ -81,7 +81,7 @@ class GMCTrainer(StageTrainer):
             self._finish(stage)
             return
         self._run(stage, train, watched, loop)
-        if key is not None:
+        if key is not None and not self.record.limited:
             unified_cache.keep(self, stage.name, key)
 
     def _fit_adapters(
