@@ -14,6 +14,7 @@ from typing import Any
 
 from recbole_gmc import __version__, keys, logs, lookup, quick, registry
 from recbole_gmc.errors import GMCError, SettingError
+from recbole_gmc.flags import flags_of
 
 PROGRAM = "recbole-gmc"
 PROCESSES = ("nproc", "ip", "port", "world_size", "group_offset")
@@ -24,6 +25,7 @@ RUN_HELP = f"""\
 usage: {PROGRAM}                                   quick start: GMC on data that comes with RecBole, minutes on a CPU
        {PROGRAM} --model=GMC --dataset=<name> [--config_files="a.yaml b.yaml"] [--<key>=<value> ...]
        {PROGRAM} --resume=<run folder>             goes on with an interrupted run
+       {PROGRAM} tune --params_file=<file> ...     searches settings by validation
        {PROGRAM} models                            registered models and their property files
        {PROGRAM} speed                             this project's ways against the usual ones, measured
        {PROGRAM} --version
@@ -97,8 +99,12 @@ def _command(arguments: list[str]) -> Callable[[], Any]:
         from recbole_gmc.speed import command
 
         return lambda: print(command.HELP, end="") if "--help" in arguments else command.run(arguments[1:])
+    if word == "tune":
+        from recbole_gmc.tune import command as tune
+
+        return lambda: print(tune.HELP, end="") if "--help" in arguments else tune.run(arguments[1:])
     if word is not None:
-        known = keys.nearest(word, ["models", "speed"])
+        known = keys.nearest(word, ["models", "speed", "tune"])
         raise SettingError(f"unknown command {word!r}{known}", mend=_see("--help"))
     if "--help" in arguments:
         return lambda: print(RUN_HELP, end="")
@@ -110,29 +116,6 @@ def _command(arguments: list[str]) -> Callable[[], Any]:
 
 def _see(rest: str) -> str:
     return f"See `{PROGRAM} {rest}`"
-
-
-def flags_of(arguments: Sequence[str]) -> dict[str, str]:
-    """``--key=value`` (split at the first ``=``) and ``--key value`` as a dict of texts.
-
-    Raises:
-        SettingError: anything else, an unknown key (with the nearest known one), or a key given twice.
-    """
-    flags: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        key, equals, value = argument[2:].partition("=")
-        if not argument.startswith("--") or not key:
-            raise SettingError(f"{argument!r} is not a setting", mend="Write --key=value")
-        keys.refuse_unknown([key])
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise SettingError("has no value", where=f"--{key}", mend=f"Write --{key}=value")
-            value = rest.pop(0)
-        if flags.setdefault(key, value) != value:
-            raise SettingError(f"given twice, as {flags[key]!r} and {value!r}", where=f"--{key}", mend="Give it once")
-    return flags
 
 
 def run(flags: dict[str, str]) -> Any:

@@ -62,9 +62,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (nearest: {folded[close[0]]!r})" if close else ""
 
 
-def refuse_unknown(given: Iterable[str]) -> None:
-    """Raises ``SettingError`` for the first key that nothing knows, with the nearest one that is known."""
-    known = known_keys()
+def refuse_unknown(given: Iterable[str], more: Iterable[str] = ()) -> None:
+    """Raises ``SettingError`` for the first key that nothing knows, with the nearest one that is known.
+
+    Args:
+        more: keys that are known here beside those of a run.
+    """
+    known = known_keys() | set(more)
     for name in given:
         if name not in known:
             raise SettingError(

@@ -1,0 +1,35 @@
+"""Flags of the command line as a dict of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from recbole_gmc import keys
+from recbole_gmc.errors import SettingError
+
+
+def flags_of(arguments: Sequence[str], own: Collection[str] = ()) -> dict[str, str]:
+    """``--key=value`` (split at the first ``=``) and ``--key value`` as a dict of texts.
+
+    Args:
+        own: flags of a command beside the settings of a run.
+
+    Raises:
+        SettingError: anything else, an unknown key (with the nearest known one), or a key given twice.
+    """
+    flags: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, value = argument[2:].partition("=")
+        if not argument.startswith("--") or not key:
+            raise SettingError(f"{argument!r} is not a setting", mend="Write --key=value")
+        if key not in own:
+            keys.refuse_unknown([key], own)
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise SettingError("has no value", where=f"--{key}", mend=f"Write --{key}=value")
+            value = rest.pop(0)
+        if flags.setdefault(key, value) != value:
+            raise SettingError(f"given twice, as {flags[key]!r} and {value!r}", where=f"--{key}", mend="Give it once")
+    return flags

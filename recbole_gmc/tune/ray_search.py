@@ -1,0 +1,134 @@
+"""The search with Ray Tune: trials side by side, the hopeless ones stopped early by ASHA."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import recbole_gmc
+from recbole_gmc.errors import DependencyError, RunError
+from recbole_gmc.quick import Plan
+from recbole_gmc.tune.search import SearchOptions
+from recbole_gmc.tune.space import Space
+from recbole_gmc.tune.trial import Trial, id_of, run_trial
+
+SCORE = "valid_score"
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where and how wide.
+
+    Attributes:
+        address: of a running cluster; ``None`` starts a local one.
+        cpus, gpus: of one trial.
+        grace: validations that every trial gets before ASHA may stop it.
+        reduction: of so many trials one goes on at each rung.
+    """
+
+    address: str | None = None
+    cpus: float = 1
+    gpus: float = 0
+    grace: int = 2
+    reduction: int = 3
+
+
+def _objective(drawn: Mapping[str, Any], plan: Plan, space: Space, trials: Path) -> None:
+    """Runs in a worker. Returns nothing: Ray would take what is returned for one more report."""
+    from ray.air import session
+
+    def report(epoch: int, score: float) -> None:
+        session.report({SCORE: score, "epoch": epoch, "state": "under way"})
+
+    trial = run_trial(plan, space.settings(drawn), trials, report)
+    session.report({SCORE: trial.score or 0.0, "epoch": trial.epochs, "state": trial.state})
+
+
+def search(plan: Plan, space: Space, options: SearchOptions, ray_options: RayOptions, folder: Path) -> list[Trial]:
+    """Runs the trials; every one leaves its folder and its entry, those that ASHA stopped included.
+
+    Raises:
+        DependencyError: Ray Tune cannot be imported.
+        RunError: a trial ended in an error that is not its settings' fault.
+    """
+    try:
+        import ray
+        from ray import tune
+        from ray.tune.schedulers import ASHAScheduler
+        from ray.tune.search import BasicVariantGenerator
+    except ImportError as error:
+        raise DependencyError(
+            f"Ray Tune cannot be imported ({error})", "tune", "pip install 'recbole_gmc[tune]'"
+        ) from error
+    trials = folder / "trials"
+    every = options.algo == "exhaustive"
+    started_here = not ray.is_initialized()
+    if started_here:
+        _start(ray_options.address)
+    try:
+        analysis = tune.run(
+            tune.with_resources(
+                partial(_objective, plan=plan, space=space, trials=trials.absolute()),
+                {"cpu": ray_options.cpus, "gpu": ray_options.gpus},
+            ),
+            name="ray",
+            config=space.for_ray(every),
+            num_samples=1 if every else options.trials(space),
+            search_alg=BasicVariantGenerator(random_state=options.seed),
+            scheduler=ASHAScheduler(
+                metric=SCORE,
+                mode="max",
+                max_t=10**6,
+                grace_period=ray_options.grace,
+                reduction_factor=ray_options.reduction,
+            ),
+            storage_path=str(folder.absolute()),
+            chdir_to_trial_dir=False,
+            raise_on_failed_trial=False,
+            verbose=1,
+        )
+        return [_read(trial, space, trials) for trial in analysis.trials]
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    """Joins a cluster, or starts one on this machine."""
+    import ray
+
+    here: dict[str, Any] = {}
+    if address is None:
+        # Workers start elsewhere: a bare checkout, or a relative path, would not be found from there.
+        paths = [str(Path(recbole_gmc.__file__).parent.parent), *filter(None, map(os.path.abspath, sys.path))]
+        variables = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+        here = {"num_cpus": os.cpu_count(), "include_dashboard": False, "runtime_env": {"env_vars": variables}}
+    ray.init(address=address, logging_level=logging.WARNING, **here)
+
+
+def _read(trial: Any, space: Space, trials: Path) -> Trial:
+    """The entry that a trial wrote; one that ASHA stopped could not, so it is written here."""
+    settings = space.settings(trial.config)
+    folder = trials / id_of(settings)
+    if trial.status == "ERROR":
+        raise RunError(f"trial {id_of(settings)} ended in an error", str(folder), f"Ray's log: {trial.error_file}")
+    if (done := Trial.read(folder)) is not None:
+        return done
+    last = trial.last_result or {}
+    stopped = Trial(
+        id=id_of(settings),
+        settings=settings,
+        state="stopped",
+        score=trial.metric_analysis.get(SCORE, {}).get("max"),
+        epochs=int(last.get("epoch", -1)) + 1,
+        seconds=float(last.get("time_total_s", 0.0)),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    stopped.write(folder)
+    return stopped

@@ -1,0 +1,161 @@
+"""One trial: a model trained with one point of the search space and scored on validation, never on test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from logging import getLogger
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from recbole_gmc import logs, quick
+from recbole_gmc.errors import CheckpointError, RunError
+from recbole_gmc.files import hash_of, read_json, write_json
+
+FILE = "trial.json"
+Report = Callable[[int, float], None]  # epoch, validation score
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial gave.
+
+    Attributes:
+        id: names its folder; made of the settings tried.
+        settings: the point of the space.
+        state: ``done``, ``stopped`` early by the search, or ``failed``.
+        score: the validation metric, unrounded; ``None`` for a failed one.
+        valid: validation metrics, rounded, by domain.
+        epochs: all stages and domains together.
+        seconds: of training and validation.
+        reused: stages that an earlier run had trained with the same input.
+        error: why it failed.
+    """
+
+    id: str
+    settings: Mapping[str, Any]
+    state: str
+    score: float | None = None
+    valid: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 0
+    seconds: float = 0.0
+    reused: tuple[str, ...] = ()
+    error: str = ""
+
+    @classmethod
+    def read(cls, folder: Path) -> Trial | None:
+        """The finished trial in a folder, if there is one."""
+        file = folder / FILE
+        if not file.is_file():
+            return None
+        facts = read_json(file)
+        return cls(**{**facts, "reused": tuple(facts["reused"])})
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FILE, asdict(self))
+
+
+def id_of(settings: Mapping[str, Any]) -> str:
+    return hash_of(dict(settings))[:12]
+
+
+def run_trial(plan: quick.Plan, settings: Mapping[str, Any], trials: Path, report: Report | None = None) -> Trial:
+    """Runs one trial in a folder of its own, or reads it there if it was finished before.
+
+    A trial that was interrupted goes on from its checkpoint where its model leaves one, else from its beginning.
+
+    Args:
+        plan: the run that the settings change.
+        trials: the folder of all trials.
+        report: told of every validation of the whole model: not of adapters, whose scores are of one domain.
+    """
+    name = id_of(settings)
+    folder = trials / name
+    if (done := Trial.read(folder)) is not None:
+        getLogger().info(f"Trial {name}: done before, score {done.score}")
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    started = perf_counter()
+    trial = Trial(name, dict(settings), "done")
+    try:
+        with quick.only_program_name(), logs.tables_later():
+            found = _fit(plan.having(**settings), folder, report)
+        trial = replace(trial, **found)
+    except RunError as error:  # a loss that is not finite, a full disk: the search goes on without this point
+        trial = replace(trial, state="failed", error=str(error))
+        getLogger().error(f"Trial {name} failed: {error}")
+    trial = replace(trial, seconds=perf_counter() - started)
+    trial.write(folder)
+    return trial
+
+
+def _fit(plan: quick.Plan, folder: Path, report: Report | None) -> dict[str, Any]:
+    if plan.whole:
+        found = _fit_whole(plan.model, plan.dataset, plan.files, {**plan.settings, "run_dir": str(folder)}, report)
+        return {name: value for name, value in found.items() if name != "users"}
+    parts: dict[str, dict[str, Any]] = {}
+    for domain in plan.domains:
+        alone = report if len(plan.domains) == 1 else None  # scores of one domain are not those of all
+        own, shortened = quick.of_domain(plan, domain, folder)
+        if plan.ours:
+            parts[domain] = _fit_whole(plan.model, domain, (), own, alone)
+        else:
+            parts[domain] = _fit_single(plan.model, domain, own, shortened, alone)
+    users = {domain: part.pop("users") for domain, part in parts.items()}
+    return {
+        "score": sum(users[domain] * part["score"] for domain, part in parts.items()) / sum(users.values()),
+        "valid": {domain: part["valid"] for domain, part in parts.items()},
+        "epochs": sum(part["epochs"] for part in parts.values()),
+        "reused": tuple(f"{domain}/{stage}" for domain, part in parts.items() for stage in part.get("reused", ())),
+    }
+
+
+def _fit_whole(
+    model: str, dataset: str, files: tuple[Any, ...], settings: dict[str, Any], report: Report | None
+) -> dict[str, Any]:
+    """RecBole's own steps of a run, up to its test."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_logger, init_seed
+
+    config = Config(model, dataset, list(files), {**settings, **_go_on(Path(settings["run_dir"]))})
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    train, valid, _ = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    network = get_model(config["model"])(config, train._dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)
+
+    def told(epoch: int, score: float) -> None:
+        if trainer.stage.domain is None:
+            report(epoch, score)
+
+    callback = told if report else None
+    score, result = trainer.fit(train, valid, show_progress=config["show_progress"], callback_fn=callback)
+    return {
+        "score": float(score),
+        "valid": dict(result or {}),
+        "epochs": sum("loss" in e and e["stage"] not in trainer.record.reused for e in trainer.record.curve),
+        "reused": tuple(trainer.record.reused),
+        "users": len(valid._dataset),
+    }
+
+
+def _go_on(folder: Path) -> dict[str, str]:
+    from recbole_gmc.train.checkpoint import Checkpoint
+
+    try:
+        return {"resume": str(Checkpoint(folder).folder)}
+    except CheckpointError:
+        return {}
+
+
+def _fit_single(
+    model: str, domain: str, settings: dict[str, Any], shortened: int | None, report: Report | None
+) -> dict[str, Any]:
+    from recbole_gmc.evaluate import single
+
+    fitted = single.fit_domain(model, domain, [], settings, shortened, report)
+    epochs = len(fitted.trainer.train_loss_dict)
+    return {"score": float(fitted.score), "valid": dict(fitted.valid), "epochs": epochs, "users": fitted.users}

@@ -1,0 +1,171 @@
+"""The tune command on planted data: chosen by validation, stages reused, gone on with, tested once."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import yaml
+from run_help import tiny, write_planted
+
+from recbole_gmc import cli, quick
+from recbole_gmc.files import read_json
+from recbole_gmc.tune import command
+from recbole_gmc.tune.trial import id_of, run_trial
+
+SPACE = "lora_r: [2, 4]\nlora_learning_rate: [0.01, 0.03]\n"
+
+
+def prepare(folder):
+    """Two planted domains, the settings of a tiny run, and a space of the adapter's settings."""
+    write_planted(folder, "Big", seed=1)
+    write_planted(folder, "Small", seed=2, users=20)
+    settings = tiny(folder, epochs=2, lora_epochs=1)
+    del settings["run_dir"]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (folder / "space.yaml").write_text(SPACE, encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A finished search of four trials, to look at."""
+    folder = tmp_path_factory.mktemp("searched")
+    prepare(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert tune() == 0
+    return folder / "out"
+
+
+def tune(*flags):
+    usual = ("--model=GMC", "--dataset=tiny", "--config_files=tiny.yaml", "--params_file=space.yaml", "--output=out")
+    named = {flag.split("=")[0] for flag in flags}
+    return cli.main(["tune", *(flag for flag in usual if flag.split("=")[0] not in named), *flags])
+
+
+def table(folder):
+    with open(folder / "trials.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_by_validation_is_tested_and_nothing_else(searched):
+    rows = table(searched)
+    points = {(int(row["lora_r"]), float(row["lora_learning_rate"])) for row in rows}
+    assert points == {(2, 0.01), (2, 0.03), (4, 0.01), (4, 0.03)} and len(rows) == 4
+    best = max(rows, key=lambda row: float(row["score"]))
+    chosen = yaml.safe_load((searched / "best.yaml").read_text(encoding="utf-8"))
+    assert chosen == {"lora_r": int(best["lora_r"]), "lora_learning_rate": float(best["lora_learning_rate"])}
+    result = read_json(searched / "best" / "result.json")
+    assert result["settings"]["lora_r"] == chosen["lora_r"]
+    assert result["validation"]["score"] == pytest.approx(float(best["score"]), abs=1e-12)
+    assert not list((searched / "trials").rglob("topk.tsv")) and not list((searched / "trials").rglob("result.json"))
+    assert all("plotly" in (searched / name).read_text(encoding="utf-8") for name in ("history.html", "parallel.html"))
+
+
+def test_what_a_trial_does_not_change_is_trained_once(searched):
+    rows = table(searched)
+    assert [row["reused"] for row in rows] == ["", "unified", "unified", "unified"]
+    said = (searched / "trials" / rows[1]["trial"] / "run.log").read_text(encoding="utf-8")
+    assert "Unified recommender: reused from the cache" in said and "Semantic IDs: reused from the cache" in said
+
+
+def test_a_stopped_search_goes_on_without_what_is_done(searched, monkeypatch):
+    monkeypatch.chdir(searched.parent)
+    rows = table(searched)
+    trials = searched / "trials"
+    for part in (trials / rows[2]["trial"] / "trial.json", searched / "trials.csv", searched / "best.yaml"):
+        part.unlink()
+    before = {file: file.stat().st_mtime_ns for file in trials.glob("*/trial.json")}
+    assert tune() == 0
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items()) and len(before) == 3
+    again = table(searched)
+    for row in (*rows, *again):
+        row.pop("seconds"), row.pop("epochs")  # what is left of the stopped one is not trained again
+    assert again == rows
+    assert tune("--seed=3") == 2
+    assert table(searched)[0]["trial"] == rows[0]["trial"]
+
+
+def test_ray_runs_the_same_points(root):
+    (root / "space.yaml").write_text("lora_r: [2, 4]\n", encoding="utf-8")
+    assert tune("--tool=ray", "--output=ray") == 0
+    assert tune() == 0
+    ours, theirs = ({row["trial"]: row["score"] for row in table(root / name)} for name in ("out", "ray"))
+    assert ours == theirs and len(ours) == 2
+
+
+def test_a_model_of_recbole_is_tuned_over_its_domains(root):
+    (root / "width.yaml").write_text("hidden_size: [8, 16]\n", encoding="utf-8")
+    flags = ("--model=SASRec", "--epochs=2", "--config_files=sasrec.yaml", "--params_file=width.yaml", "--output=sas")
+    keep = {"data_path": str(root), "domains": ["Big", "Small"], "show_progress": False, "inner_size": 16}
+    (root / "sasrec.yaml").write_text(yaml.safe_dump(keep), encoding="utf-8")
+    assert tune(*flags) == 0
+    rows = table(root / "sas")
+    runs = quick.run("SASRec", "tiny", ["sasrec.yaml"], {"epochs": 2, "hidden_size": 16, "run_dir": str(root / "one")})
+    one = {domain: (len(run.table), run.valid["ndcg@10"]) for domain, run in runs.items()}
+    weighted = sum(users * score for users, score in one.values()) / sum(users for users, _ in one.values())
+    found = next(row for row in rows if row["hidden_size"] == "16")
+    assert float(found["score"]) == pytest.approx(weighted, abs=1e-4)  # RecBole rounds what it reports
+
+
+def test_validations_of_adapters_are_not_reported(root):
+    with quick.only_program_name():
+        plan = quick.plan("GMC", "tiny", ["tiny.yaml"], {"epochs": 3, "eval_step": 1, "lora_epochs": 2})
+    told = []
+    trial = run_trial(plan, {"lora_r": 2}, root / "trials", lambda epoch, score: told.append((epoch, score)))
+    assert [epoch for epoch, _ in told] == [0, 1, 2]
+    assert trial.state == "done" and trial.epochs == 3 + 2 + 2
+
+
+def test_a_diverging_trial_does_not_stop_the_search(root):
+    (root / "space.yaml").write_text("learning_rate: [0.01, 1.0e+30]\n", encoding="utf-8")
+    assert tune("--clip_grad_norm=~") == 0
+    states = {float(row["learning_rate"]): row["state"] for row in table(root / "out")}
+    assert states == {0.01: "done", 1e30: "failed"}
+    failed = next(row for row in table(root / "out") if row["state"] == "failed")
+    assert "loss" in failed["error"] and failed["score"] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--params_file=none.yaml"], "no file"),
+        (["--tool=optuna"], "hyperopt"),
+        (["--algo=grid"], "exhaustive"),
+        (["--max_evals=0"], "--max_evals=10"),
+        (["--tool=ray", "--algo=bayes"], "hyperopt"),
+        (["--cpus_per_trial=2"], "--tool=ray"),
+        (["--run_dir=x"], "--output"),
+        (["--lora_rr=3"], "lora_r"),
+        (["--model=GMCC"], "GMC"),
+        (["--output"], "--output=value"),
+    ],
+)
+def test_bad_use_is_one_line(root, capsys, flags, said):
+    assert tune(*flags) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (root / "out").exists()
+
+
+def test_a_bad_value_in_the_space_is_found_before_any_work(root, capsys):
+    (root / "space.yaml").write_text("dropout_rate: [0.1, 1.5]\n", encoding="utf-8")
+    assert tune() == 2
+    assert "1.5" in capsys.readouterr().err and not (root / "out").exists()
+
+
+def test_help_names_every_flag(capsys):
+    assert cli.main(["tune", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{name}" in printed for name in command.OWN)
+
+
+def test_trials_are_named_by_what_they_try():
+    assert id_of({"a": 1, "b": [2]}) == id_of({"b": [2], "a": 1}) != id_of({"a": 1, "b": [3]})
