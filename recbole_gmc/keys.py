@@ -5,14 +5,24 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from recbole_gmc import lookup, recbole_keys, registry
 from recbole_gmc.errors import SettingError
-from recbole_gmc.files import safe_name
-from recbole_gmc.settings import GROUPS, DataSettings, DecodeSettings, TrainSettings, keys_of, read
+from recbole_gmc.files import TEMPORARY, safe_name
+from recbole_gmc.settings import (
+    GROUPS,
+    DataSettings,
+    DecodeSettings,
+    LoraSettings,
+    T5Settings,
+    TrainSettings,
+    keys_of,
+    read,
+)
 
 RUN_KEYS = frozenset(
     "model dataset config_files config_file_list run_dir cache_dir resume embedded_data worker encoding "
@@ -99,6 +109,7 @@ def check(
     recbole_keys.check(None, settings, usual or {})
     check_domains(read(DataSettings, settings).domains)
     _check_places(settings)
+    _check_adapted(read(LoraSettings, settings), read(T5Settings, settings))
     if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
     _refuse_unusable(settings, REFUSED)
@@ -140,9 +151,28 @@ def _check_places(settings: Mapping[str, Any]) -> None:
     for name in ("run_dir", "cache_dir", "checkpoint_dir"):
         path = (lookup.place(settings, name) or Path()).expanduser().absolute()
         there = next(part for part in (path, *path.parents) if part.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        if not _takes_folders(there):
             what = f"{str(there)!r} is no folder that can be written"
             raise SettingError(what, where=name, mend="Name another place, or leave the key out")
+
+
+def _takes_folders(path: Path) -> bool:
+    """Tried rather than asked: permissions do not tell of a full disk, or of /proc."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=path))
+    except OSError:
+        return False
+    return True
+
+
+def _check_adapted(lora: LoraSettings, network: T5Settings) -> None:
+    """Adapters are asked for on matrices that this T5 has; peft would pass over the others."""
+    lacking = {"relu": ("wi_0", "wi_1"), "gated-gelu": ("wi",)}[network.activation]
+    for name in lora.target_modules if lora.enabled else ():
+        if name in lacking:
+            what = f"{name!r} is no matrix of a T5 with feed_forward_proj {network.activation}"
+            mend = f"Leave it out, or take {'wi' if network.activation == 'relu' else 'wi_0 and wi_1'}"
+            raise SettingError(what, "lora_target_modules", mend)
 
 
 def check_domains(domains: tuple | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ from typing import Any
 from recbole_gmc import hooks, keys, launch, logs, lookup, recbole_keys, registry, sections, values
 from recbole_gmc.data.atomic import read_atomic
 from recbole_gmc.errors import SettingError
+from recbole_gmc.evaluate.split import refuse_untested
 from recbole_gmc.files import read_json
 from recbole_gmc.places import new_run_dir
 from recbole_gmc.settings import DataSettings, TrainSettings, read
@@ -224,15 +226,20 @@ def _show(folder: Path) -> None:
 
 
 def refuse_bad_files(found: Plan) -> None:
-    """Reads every domain's interactions as GMC does, so that a bad file is refused by line, whatever the model."""
+    """Reads every domain's interactions as GMC does, so that a bad file is refused by line, whatever the model.
+
+    A domain whose users are all too short is refused, too, before the domains in front of it are trained.
+    """
+    usual = {**recbole_keys.defaults(None), **found.settings}
     root = Path(found.settings.get("data_path") or "dataset")
     for domain in found.domains:
         if domain == "ml-100k" and not (root / domain).is_dir():
             continue  # RecBole carries that one itself
-        file = read_atomic(root / domain / f"{domain}.inter")
+        file = read_atomic(root / domain / f"{domain}.inter", usual["field_separator"])
         for name, kind in file.types.items():
             if kind == "float":
                 file.numbers(name)
+        refuse_untested(Counter(file.columns.get(usual["USER_ID_FIELD"], ())).values(), domain)
 
 
 def resume(folder: str) -> Any:

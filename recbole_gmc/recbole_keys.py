@@ -24,6 +24,8 @@ SIZES = ("_size", "n_heads", "num_heads")  # ends of names whose numbers start a
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 STATES = ("debug", "info", "warning", "error", "critical")
 CLIP = ("max_norm", "norm_type", "error_if_nonfinite", "foreach")  # of torch's clip_grad_norm_
+_GPU = r"\s*(-?\d+|(GPU|MIG)-[\w/-]+)\s*"  # as in CUDA_VISIBLE_DEVICES
+GPUS = re.compile(rf"\s*|{_GPU}(,{_GPU})*")
 _END = r"\s*[-+]?(inf|\d+\.?\d*|\.\d+)\s*"
 INTERVAL = re.compile(rf"\s*[\[(]{_END},{_END}[\])]\s*")
 
@@ -116,10 +118,22 @@ def _check_texts(settings: Mapping[str, Any]) -> None:
     if count != "none" and (not isinstance(count, int) or count < 1):
         mend = "Write train_neg_sample_args: {distribution: uniform, sample_num: 1}"
         raise SettingError(f"sample_num {count!r} is out of range", where="train_neg_sample_args", mend=mend)
-    for part in settings.get("clip_grad_norm") or ():
+    _check_clipping(settings.get("clip_grad_norm") or {})
+    if not GPUS.fullmatch(str(settings.get("gpu_id") or "")):
+        raise SettingError(f"{settings['gpu_id']!r} names no GPU", where="gpu_id", mend="Write gpu_id: 0, or 0,1")
+
+
+def _check_clipping(clip: Mapping[str, Any]) -> None:
+    """A bound below zero would turn every gradient round."""
+    mend = "Write clip_grad_norm: {max_norm: 1.0}"
+    for part, value in clip.items():
         if part not in CLIP:
-            mend = "Write clip_grad_norm: {max_norm: 1.0}"
             raise SettingError(f"{part!r} is unknown", where="clip_grad_norm", mend=mend)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if part in ("max_norm", "norm_type") and not (number and value > 0):
+            raise SettingError(f"{part} {value!r} is no number above 0", where="clip_grad_norm", mend=mend)
+    if clip and "max_norm" not in clip:
+        raise SettingError("max_norm is missing", where="clip_grad_norm", mend=mend)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,11 @@ def test_flags_become_settings(calls):
                 ("GMC", "--local_rank=0", "local_rank: a run uses one process"),
                 ("GMC", "--device=cuda", "device: 'cuda' cannot be used: it follows from use_gpu and gpu_id"),
                 ("GMC", "--lora_target_modules=[]", "lora_target_modules: the list is empty. Choose from: q, k, v, o"),
+                ("GMC", "--lora_target_modules=[q, wi_0]", "lora_target_modules: 'wi_0' is no matrix of a T5 with"),
+                ("GMC", "--clip_grad_norm={max_norm: x}", "clip_grad_norm: max_norm 'x' is no number above 0"),
+                ("GMC", "--clip_grad_norm={max_norm: -1}", "clip_grad_norm: max_norm -1 is no number above 0"),
+                ("SASRec", "--clip_grad_norm={norm_type: 2}", "clip_grad_norm: max_norm is missing"),
+                ("GMC", "--gpu_id=first", "gpu_id: 'first' names no GPU"),
                 ("GMC", "--clip_grad_norm={norm: 1}", "clip_grad_norm: 'norm' is unknown"),
                 ("GMC", "--user_inter_num_interval=5", "user_inter_num_interval: '5' is no interval"),
                 ("GMC", "--rm_dup_inter=maybe", "rm_dup_inter: 'maybe' is unknown. Choose one of: first, last"),
@@ -242,3 +248,19 @@ def test_a_refused_file_leaves_no_run_folder(tmp_path):
         assert done.returncode == 2, done.stderr
         assert "dataset/A/A.inter:2: " in done.stderr.splitlines()[-1]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+@pytest.mark.parametrize("place", ["run_dir", "cache_dir", "checkpoint_dir"])
+def test_a_place_that_takes_no_folder_is_refused(alone, capsys, monkeypatch, place):
+    """Also where permissions allow it, as /proc does to root."""
+
+    made = tempfile.mkdtemp
+
+    def full(prefix, dir):
+        if dir.name == "data":
+            raise OSError("no space")
+        return made(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    assert cli.main(["--model=GMC", "--dataset=A", *RUN, f"--{place}=data/new"]) == 2
+    assert f"{place}: '{alone / 'data'}' is no folder that can be written" in capsys.readouterr().err

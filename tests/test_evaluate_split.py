@@ -91,7 +91,16 @@ def test_a_domain_that_tests_nobody_is_refused(alone):
     for model in ("BPR", "SASRec"):
         with pytest.raises(DataError, match="domain C: no user has 3 interactions"):
             quick.run(model, "C", [], {"data_path": "data"})
+    with pytest.raises(DataError, match="domain C: no user has 3 interactions"):
+        quick.run("SASRec", "x", [], {"data_path": "data", "domains": ["A", "C"]})  # before A is trained
     assert sorted(path.name for path in alone.iterdir()) == ["data"]
+
+
+def test_files_with_another_separator_are_read(alone):
+    for file in (alone / "data/A").iterdir():
+        file.write_text(file.read_text().replace("\t", ","))
+    given = {"data_path": "data", "show_progress": False, "field_separator": ",", "epochs": 1}
+    assert len(quick.run("Pop", "A", [], given)["A"].table)
 
 
 def test_short_catalogues_and_no_validation_users_are_fine(alone, caplog):

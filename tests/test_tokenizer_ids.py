@@ -121,7 +121,7 @@ def test_bad_index_files_are_refused(tmp_path, fault):
     path.write_text(json.dumps(BAD[fault]), encoding="utf-8")
     with pytest.raises(TokenizerError) as caught:
         SemanticIds.read_index(path, ItemIndex.of({"D": ["x", "y"]}), 4, 2)
-    assert fault in str(caught.value)
+    assert fault in str(caught.value) and str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [b"{", b'{"x": ["<a_0>", "<b_1>"], "x": ["<a_0>", "<b_2>"]}', b"\xff\xfe", None])

@@ -197,6 +197,17 @@ def test_a_catalogue_below_the_beam_gives_distinct_items_and_then_none(tmp_path)
         assert line[3] != "-1", "every item of the domain is ranked, so none is missed"
 
 
+def test_a_unified_recommender_is_reused_where_all_that_made_it_is_equal(tmp_path):
+    write_planted(tmp_path, "Big", seed=1, users=20)
+
+    def reused(name, **changes):
+        run(tiny(tmp_path, tmp_path / name, domains=["Big"], epochs=1, lora=False, **changes))
+        return read_json(tmp_path / name / "result.json")["reused"]
+
+    assert reused("one") == [] and reused("two") == ["unified"]
+    assert reused("three", beam_search="exact") == [], "other lists may choose another epoch"
+
+
 def test_the_order_of_item_rows_changes_nothing(tmp_path):
     """Row 8 of the fault matrix, in a whole run."""
     made = []

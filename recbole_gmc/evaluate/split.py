@@ -6,6 +6,7 @@ Its leave-one-out counts rows. A sequential model has a row for each interaction
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from logging import getLogger
 
@@ -18,6 +19,14 @@ from recbole_gmc.errors import DataError
 TESTED, VALIDATED = 3, 4  # interactions of a user
 
 
+def refuse_untested(counts: Iterable[int], domain: str) -> None:
+    """Raises ``DataError`` if no user has the interactions that a test needs; ``counts`` holds one number a user."""
+    counts = list(counts)
+    if counts and max(counts) < TESTED:
+        what = f"no user has {TESTED} interactions, so there are no test users"
+        raise DataError(what, f"domain {domain}", "Add data, or leave the domain out")
+
+
 def hold_out(dataset: Dataset, domain: str) -> Dataset:
     """Splits a data set as ``GMCDataset`` does; RecBole's ``data_preparation`` then finds this split.
 
@@ -25,9 +34,7 @@ def hold_out(dataset: Dataset, domain: str) -> Dataset:
         DataError: no user has the interactions that a test needs.
     """
     count = np.bincount(dataset.inter_feat[dataset.uid_field].to_numpy(), minlength=dataset.user_num)
-    if count.max() < TESTED:
-        what = f"no user has {TESTED} interactions, so there are no test users"
-        raise DataError(what, f"domain {domain}", "Add data, or leave the domain out")
+    refuse_untested(count, domain)
     if short := int(((count > 0) & (count < TESTED)).sum()):
         getLogger().warning(f"{domain}: {short} users with fewer than {TESTED} interactions serve training only")
     splits = dataset.build()

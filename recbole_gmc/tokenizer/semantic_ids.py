@@ -166,4 +166,7 @@ class SemanticIds:
         codes = index_file.read_catalogue(path, items, codebook_size, levels)
         if repair:
             codes = repair_codes(items, codes, codebook_size, vectors).codes
-        return cls(items, codes, codebook_size)
+        try:
+            return cls(items, codes, codebook_size)
+        except TokenizerError as error:
+            raise TokenizerError(error.what, error.where or str(path), error.mend) from None

@@ -36,6 +36,8 @@ def _plain(value: Any) -> Any:
     """JSON-able values as they are; ``...`` for what is not."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, (list, tuple)):
         parts = [_plain(part) for part in value]
         return ... if ... in parts else parts

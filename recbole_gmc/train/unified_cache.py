@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 KIND = "unified"
 VERSION = 2  # goes up when equal settings would train other weights
-SETTINGS = ("seed", "shuffle", "learner", "clip_grad_norm", "valid_metric", "topk", "beam_size", "MAX_ITEM_LIST_LENGTH")
+SETTINGS = (
+    *("seed", "shuffle", "learner", "clip_grad_norm", "MAX_ITEM_LIST_LENGTH"),
+    *("valid_metric", "topk", "beam_size", "beam_search", "decode_precision"),  # these choose the epoch
+)
 
 
 def key(trainer: GMCTrainer, stage: Stage, train: SequenceRows, watched: SequenceRows | None) -> str:
