@@ -50,6 +50,8 @@ def test_every_catalogue_has_its_figures_and_no_collision_after_the_repair(repor
         assert 0 < figures["reconstruction"] < 1 and 0 < figures["rkmeans_reconstruction"] < 1
         assert figures["below_rkmeans"] == (figures["reconstruction"] < figures["rkmeans_reconstruction"])
         assert figures["ratio"] == figures["reference_seconds"] / figures["seconds"]
+        assert figures["half_the_time"] == (figures["ratio"] >= 2)
+        assert figures["epoch_items"] == figures["items"]
     assert report["memory"]["vector_bytes"] == 600 * 48 * 2
     assert report["memory"]["peak_bytes"] > 2**24
 
