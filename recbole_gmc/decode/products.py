@@ -127,6 +127,14 @@ def batched_is_exact() -> bool:
     return _agrees(found, left.double() @ right.double())
 
 
+def trains_by_onednn(gemm: str, device: torch.device) -> bool:
+    """Whether training in float32 hands its products to oneDNN (``onednn_batched``): nothing is measured.
+
+    A measurement could fall out one way in a run and the other way when it is resumed, and the last digits with it.
+    """
+    return gemm != "torch" and onednn_available(device) and batched_is_exact()
+
+
 def onednn_available(device: torch.device) -> bool:
     """Whether torch was built with oneDNN and its products take packed weights here."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():

