@@ -26,6 +26,7 @@ usage: {PROGRAM}                                   quick start: GMC on data that
        {PROGRAM} --model=GMC --dataset=<name> [--config_files="a.yaml b.yaml"] [--<key>=<value> ...]
        {PROGRAM} --resume=<run folder>             goes on with an interrupted run
        {PROGRAM} tune --params_file=<file> ...     searches settings by validation
+       {PROGRAM} report <run folder> ...           one page about one run or several
        {PROGRAM} models                            registered models and their property files
        {PROGRAM} speed                             this project's ways against the usual ones, measured
        {PROGRAM} --version
@@ -103,8 +104,12 @@ def _command(arguments: list[str]) -> Callable[[], Any]:
         from recbole_gmc.tune import command as tune
 
         return lambda: print(tune.HELP, end="") if "--help" in arguments else tune.run(arguments[1:])
+    if word == "report":
+        from recbole_gmc.report import command as report
+
+        return lambda: print(report.HELP, end="") if "--help" in arguments else report.run(arguments[1:])
     if word is not None:
-        known = keys.nearest(word, ["models", "speed", "tune"])
+        known = keys.nearest(word, ["models", "report", "speed", "tune"])
         raise SettingError(f"unknown command {word!r}{known}", mend=_see("--help"))
     if "--help" in arguments:
         return lambda: print(RUN_HELP, end="")

@@ -1,0 +1,169 @@
+"""What run folders hold, read from their files alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recbole_gmc.data.atomic import read_atomic
+from recbole_gmc.data.text import read_domain_text
+from recbole_gmc.errors import CheckpointError, DataError
+from recbole_gmc.files import read_json
+
+RESULT, LISTS = "result.json", "topk.tsv"
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists of a run's test users by token.
+
+    Attributes:
+        domain, user, target: n tokens each.
+        rank: int64 [n], 0-based place of the target, -1 for a miss.
+        items: n lists, best first.
+    """
+
+    domain: tuple[str, ...]
+    user: tuple[str, ...]
+    target: tuple[str, ...]
+    rank: np.ndarray
+    items: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def ndcg(self, k: int) -> np.ndarray:
+        """float64 [n]: 1 / log2(rank + 2) for a rank below k, else 0."""
+        return np.where((self.rank >= 0) & (self.rank < k), 1 / np.log2(np.maximum(self.rank, 0) + 2.0), 0.0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: its result.json and its lists."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    name: str
+
+    @cached_property
+    def lists(self) -> Lists:
+        return read_lists(self.folder / LISTS)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.result.get("settings", {})
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(self.result["domains"])
+
+
+@dataclass(frozen=True)
+class DomainData:
+    """The raw files of one domain.
+
+    Attributes:
+        sequences: user token -> item tokens, oldest first; ties in time keep the file's order.
+        titles: item token -> its text; empty where there is no ``.item``.
+    """
+
+    sequences: Mapping[str, tuple[str, ...]]
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def trained(self) -> dict[str, int]:
+        """Item -> times that it stands in training rows: all but each user's last two."""
+        counts: dict[str, int] = {}
+        for sequence in self.sequences.values():
+            for item in sequence[:-2]:
+                counts[item] = counts.get(item, 0) + 1
+        return counts
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in some folders: a run folder is one, any other folder stands for the runs right inside or below it.
+
+    Raises:
+        CheckpointError: a folder that is missing or holds no run.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        if (folder / RESULT).is_file():
+            found.append(folder)
+            continue
+        inside = sorted(file.parent for depth in ("*", "*/*", "*/*/*") for file in folder.glob(f"{depth}/{RESULT}"))
+        inside = [run for run in inside if not any(parent in inside for parent in run.parents)]
+        if not inside:
+            what = "holds no result.json" if folder.is_dir() else "is no folder"
+            raise CheckpointError(what, str(folder), "Name a run folder, or a folder of runs")
+        found += inside
+    results = [read_result(folder) for folder in dict.fromkeys(found)]
+    names = _names(found, results)
+    return [Run(folder, result, name) for folder, result, name in zip(found, results, names, strict=True)]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a file that is not a result of ours."""
+    try:
+        result = read_json(folder / RESULT)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"cannot be read ({error})", str(folder / RESULT), "Run it again") from error
+    if not isinstance(result, dict) or not {"model", "domains", "average"} <= set(result):
+        raise CheckpointError("is no result of a run", str(folder / RESULT), "Name a run folder")
+    return result
+
+
+def _names(folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The model's name, with seed, then folder, where that alone does not tell runs apart."""
+    for parts in (("model",), ("model", "seed")):
+        names = [" ".join(str(result.get(part)) for part in parts) for result in results]
+        if len(set(names)) == len(names):
+            return names
+    names = [f"{result['model']} {folder.name}" for folder, result in zip(folders, results, strict=True)]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{result['model']} {folder}" for folder, result in zip(folders, results, strict=True)]
+
+
+def read_lists(path: Path) -> Lists:
+    """Reads topk.tsv by token.
+
+    Raises:
+        DataError: a missing file, or a line of another form, with file:line.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror})", str(path), "Run again with --resume") from error
+    width = len(rows[0]) if rows else 0
+    for number, row in enumerate(rows, 1):
+        if len(row) != width or width < 6 or (number > 1 and not row[3].lstrip("-").isdecimal()):
+            raise DataError("not a line of a top-k table", f"{path}:{number}", "Write the table again")
+    body = rows[1:]
+    items = tuple(tuple(item for item, score in zip(row[4::2], row[5::2], strict=True) if score != "") for row in body)
+    columns = tuple(zip(*(row[:3] for row in body), strict=True)) or ((), (), ())
+    return Lists(*columns, np.array([int(row[3]) for row in body], np.int64), items)
+
+
+def read_domain(root: Path, domain: str) -> DomainData | None:
+    """The raw files of a domain, or ``None`` where they are not to be had any more."""
+    try:
+        file = read_atomic(root / domain / f"{domain}.inter")
+        users, items, times = file.tokens("user_id"), file.tokens("item_id"), file.numbers("timestamp")
+    except DataError:
+        return None
+    sequences: dict[str, list[str]] = {}
+    for row in np.argsort(times, kind="stable").tolist():
+        sequences.setdefault(users[row], []).append(items[row])
+    try:
+        titles = dict(read_domain_text(root / domain / f"{domain}.item", domain, None).texts)
+    except DataError:
+        titles = {}
+    return DomainData({user: tuple(sequence) for user, sequence in sequences.items()}, titles)

@@ -1,0 +1,147 @@
+"""The report's numbers against hand counts, its page against what must not be in it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from recbole_gmc import cli
+from recbole_gmc.errors import CheckpointError, DataError
+from recbole_gmc.report import command, facts
+from recbole_gmc.report.runs import find_runs, read_domain, read_lists
+
+EVIL = '<script>window.bad = 1</script><b>bold & "quoted"</b>'
+HEAD = "domain\tuser_id\ttarget_item\trank\titem_1\tscore_1\titem_2\tscore_2"
+
+
+def write_run(folder, model="GMC", ranks=(0, 1, -1), seed=1, data_path="data", **more):
+    """A run of one domain with three users and three items, lists of two."""
+    folder.mkdir(parents=True)
+    lines = [HEAD]
+    for user, rank in enumerate(ranks):
+        items = ["b", "c"] if rank < 0 else ["a", "b"] if rank == 0 else ["b", "a"]
+        last = "\t-1\t" if user == 2 else f"\t{items[1]}\t-2.0"
+        lines.append(f"D\tu{user}\ta\t{rank}\t{items[0]}\t-1.0{last}")
+    (folder / "topk.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    metrics = {"recall@10": 2 / 3, "ndcg@10": float(np.mean([1 / np.log2(r + 2) if r >= 0 else 0 for r in ranks]))}
+    result = {
+        "model": model, "dataset": "D", "seed": seed, "average": metrics,
+        "domains": {"D": {"users": 3, "items": 3, **metrics}},
+        "settings": {"data_path": str(data_path), "code_levels": 2, "codebook_size": 4},
+        "curve": [{"stage": "unified", "epoch": epoch, "loss": 2.0 - epoch, "valid": 0.25} for epoch in range(2)],
+        "hashes": {"lists": "abc123"}, "parameters": {"model": 1234}, "certified": {"all": 0.5}, **more,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    return folder
+
+
+def write_data(root):
+    """Three users; item a is the last of each, so it never stands in training rows but by u2."""
+    folder = root / "D"
+    folder.mkdir(parents=True)
+    sequences = {"u0": "bca", "u1": "bcba", "u2": "abca"}
+    rows = [f"{user}\t{item}\t{time}" for user, items in sequences.items() for time, item in enumerate(items)]
+    (folder / "D.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
+    titles = {"a": EVIL, "b": "plain b", "c": "plain c"}
+    lines = ["item_id:token\ttitle:token_seq", *(f"{item}\t{title}" for item, title in titles.items())]
+    (folder / "D.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_images(monkeypatch):
+    """A browser is started for images, which takes seconds; one test below does it."""
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", data_path=write_data(tmp_path / "data"))
+
+
+def test_groups_are_means_of_their_intervals():
+    found = facts.group(np.array([1.0, 0.0, 0.5, 0.25]), np.array([0, 1, 4, 60]), (0, 1, 5, 50))
+    assert found.labels == ("0", "1-4", "50+") and found.users == (1, 2, 1)
+    assert found.means == (1.0, 0.25, 0.25)
+    assert found.errors[1] == pytest.approx(np.std([0.0, 0.5], ddof=1) / np.sqrt(2))
+
+
+def test_users_fall_into_groups_by_hand_counts(run, tmp_path):
+    lists = read_lists(run / "topk.tsv")
+    data = {"D": read_domain(tmp_path / "data", "D")}
+    assert data["D"].trained == {"b": 3, "c": 1, "a": 1}  # u0: b; u1: b, c; u2: a, b
+    popular = facts.by_popularity(lists, data)
+    assert popular.labels == ("1-4",) and popular.means[0] == pytest.approx((1 + 1 / np.log2(3)) / 3)
+    by_length = facts.by_length(lists, data)
+    assert by_length.labels == ("1-2", "3-4") and by_length.users == (1, 2)
+    assert facts.rank_counts(lists).tolist() == [1, 1]
+
+
+def test_examples_are_the_first_hits_and_the_first_miss(run, tmp_path):
+    lists = read_lists(run / "topk.tsv")
+    shown = facts.examples(lists, {"D": read_domain(tmp_path / "data", "D")}, hits=1, misses=1)
+    assert [(user.user, user.rank) for user in shown] == [("u0", 0), ("u2", -1)]
+    assert shown[0].history == ("plain b", "plain c") and shown[0].target == EVIL
+    assert shown[1].recommended == ("plain b",)  # a place past the catalogue holds no item
+
+
+def test_the_page_needs_nothing_else_and_titles_stay_text(run, capsys):
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert str(run / "report.html") in capsys.readouterr().out
+    own = page[: page.index('<script type="application/json"')]
+    assert not re.search(r'(src|href)="', own) and "window.bad" in own and "<script>window" not in page
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    assert f'data-value="{result["average"]["ndcg@10"]!r}"' in page
+    assert all(word in page for word in ("abc123", "1234", "50.0%", "recbole-gmc --model=GMC --dataset=D"))
+
+
+def test_several_runs_stand_side_by_side_with_differences(run, tmp_path):
+    write_run(tmp_path / "other", model="SASRec", ranks=(0, 0, 0), data_path=tmp_path / "data")
+    assert cli.main(["report", str(run), str(tmp_path / "other"), f"--output={tmp_path / 'both'}"]) == 0
+    page = (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
+    gain = 1 - (1 + 1 / np.log2(3)) / 3
+    assert f"{gain:+.4f}" in page and "GMC and SASRec on D" in page
+
+
+def test_a_folder_of_runs_is_its_runs_and_names_tell_them_apart(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        write_run(tmp_path / "all" / name, seed=seed)
+        write_run(tmp_path / "all" / name / "domains" / "D", seed=seed)  # part of a run, not one of its own
+    runs = find_runs([tmp_path / "all"])
+    assert [run.folder.name for run in runs] == ["one", "two"] and [run.name for run in runs] == ["GMC 1", "GMC 2"]
+    again = find_runs([tmp_path / "all" / "one", tmp_path / "all" / "one" / "domains" / "D"])
+    assert len({run.name for run in again}) == 2
+
+
+def test_without_the_data_there_is_still_a_page(tmp_path, caplog):
+    run = write_run(tmp_path / "run", data_path=tmp_path / "gone")
+    assert cli.main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "no users are shown" in page and "figure-ranks" in page and "figure-popularity" not in page
+    assert "--data_path" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [([], "no run folder"), (["nowhere"], "no folder"), (["."], "no result.json"), (["run", "--outptu=x"], "--outptu")],
+)
+def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_damaged_files_are_refused_with_their_place(run):
+    with (run / "topk.tsv").open("a", encoding="utf-8") as file:
+        file.write("D\tu9\ta\n")
+    with pytest.raises(DataError, match="topk.tsv:5"):
+        command.write(find_runs([run]), run)
+    (run / "result.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        find_runs([run])
