@@ -25,6 +25,7 @@ RUN_HELP = f"""\
 usage: {PROGRAM}                                   quick start: GMC on data that comes with RecBole, minutes on a CPU
        {PROGRAM} --model=GMC --dataset=<name> [--config_files="a.yaml b.yaml"] [--<key>=<value> ...]
        {PROGRAM} --resume=<run folder>             goes on with an interrupted run
+       {PROGRAM} benchmark                         several models, one protocol, one table: see benchmark --help
        {PROGRAM} tune --params_file=<file> ...     searches settings by validation
        {PROGRAM} report <run folder> ...           one page about one run or several
        {PROGRAM} models                            registered models and their property files
@@ -100,6 +101,10 @@ def _command(arguments: list[str]) -> Callable[[], Any]:
         from recbole_gmc.speed import command
 
         return lambda: print(command.HELP, end="") if "--help" in arguments else command.run(arguments[1:])
+    if word == "benchmark":
+        from recbole_gmc.benchmark import command as benchmark
+
+        return lambda: print(benchmark.HELP, end="") if "--help" in arguments else benchmark.run(arguments[1:])
     if word == "tune":
         from recbole_gmc.tune import command as tune
 
@@ -109,7 +114,7 @@ def _command(arguments: list[str]) -> Callable[[], Any]:
 
         return lambda: print(report.HELP, end="") if "--help" in arguments else report.run(arguments[1:])
     if word is not None:
-        known = keys.nearest(word, ["models", "report", "speed", "tune"])
+        known = keys.nearest(word, ["benchmark", "models", "report", "speed", "tune"])
         raise SettingError(f"unknown command {word!r}{known}", mend=_see("--help"))
     if "--help" in arguments:
         return lambda: print(RUN_HELP, end="")

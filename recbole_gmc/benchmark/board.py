@@ -1,0 +1,226 @@
+"""The cells' lists as one comparison: means over seeds, marks, gains and paired significance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from recbole_gmc import registry
+from recbole_gmc.benchmark import fairness, run
+from recbole_gmc.benchmark.fairness import Lists
+from recbole_gmc.benchmark.plan import Benchmark
+from recbole_gmc.errors import DataError
+from recbole_gmc.files import read_json
+from recbole_gmc.values import read_yaml
+
+AVERAGE = "average"
+KINDS = ("recall", "ndcg")
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model.
+
+    Attributes:
+        scores: part ("<domain>" or "average") -> metric -> value of each seed that is done.
+        limited: its budget ended a cell: shown, but without marks and significance.
+        facts: parameters, epochs, train and test seconds, history, text and notes.
+    """
+
+    model: str
+    seeds: tuple[int, ...]
+    scores: Mapping[str, Mapping[str, tuple[float, ...]]]
+    limited: bool
+    facts: Mapping[str, Any]
+
+    @property
+    def counts(self) -> bool:
+        return bool(self.seeds) and not self.limited
+
+    def mean(self, part: str, metric: str) -> float:
+        return float(np.mean(self.scores[part][metric]))
+
+    def std(self, part: str, metric: str) -> float:
+        """Sample standard deviation over seeds; nan for one seed."""
+        values = self.scores[part][metric]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class Board:
+    """Attributes:
+    users: part -> test users.
+    adjusted: (part, metric, model) -> Holm-adjusted p of the paired t-test over users between the reference and it.
+    """
+
+    reference: str
+    parts: tuple[str, ...]
+    metrics: tuple[str, ...]
+    users: Mapping[str, int]
+    rows: tuple[Row, ...]
+    adjusted: Mapping[tuple[str, str, str], float]
+    hashes: Mapping[str, str]
+
+    def order(self, part: str, metric: str) -> list[str]:
+        """The models that count, best first."""
+        rows = [row for row in self.rows if row.counts]
+        return [row.model for row in sorted(rows, key=lambda row: -row.mean(part, metric))]
+
+    def row(self, model: str) -> Row:
+        return next(row for row in self.rows if row.model == model)
+
+    def gain(self, part: str, metric: str) -> tuple[str, float] | None:
+        """The strongest other model that counts, and the reference's relative gain on it."""
+        order = self.order(part, metric)
+        others = [model for model in order if model != self.reference]
+        if self.reference not in order or not others:
+            return None
+        best = self.row(others[0]).mean(part, metric)
+        ours = self.row(self.reference).mean(part, metric)
+        return others[0], (ours / best - 1.0 if best > 0 else float("nan"))
+
+
+def build(benchmark: Benchmark) -> Board:
+    """Checks every done cell against the raw data, then compares.
+
+    Raises:
+        DataError: a cell that was asked something else than the others; then there is no table.
+    """
+    truth = fairness.read_truth(benchmark.data_path, benchmark.domains, benchmark.fields, benchmark.core)
+    if not truth.targets:
+        raise DataError("no user has a test item", str(benchmark.data_path), "Check domains and data_path")
+    metrics = tuple(f"{kind}@{k}" for kind in KINDS for k in benchmark.topk)
+    owner = np.array([domain for domain, _ in sorted(truth.targets)])
+    masks = {domain: owner == domain for domain in benchmark.domains}
+    masks = {domain: mask for domain, mask in masks.items() if mask.any()}
+    if len(masks) > 1:
+        masks[AVERAGE] = np.ones(len(owner), bool)
+    rows, of_user = [], {}
+    for model in benchmark.models:
+        lists = {}
+        for cell in benchmark.cells:
+            if cell.model == model and run.status(cell) == run.DONE:
+                lists[cell.seed] = fairness.read_lists(cell.folder, truth)
+        of_user[model] = {metric: [_of_user(found, metric) for found in lists.values()] for metric in metrics}
+        scores = {
+            part: {metric: tuple(float(one[mask].mean()) for one in of_user[model][metric]) for metric in metrics}
+            for part, mask in masks.items()
+        }
+        facts = _facts(benchmark, model)
+        rows.append(Row(model, tuple(lists), scores, bool(facts.pop("limited")), facts))
+    means = {row.model: {m: np.mean(of_user[row.model][m], 0) for m in metrics} for row in rows if row.counts}
+    adjusted = significance(means, masks, benchmark.reference)
+    users = {part: int(mask.sum()) for part, mask in masks.items()}
+    hashes = {"targets": truth.target_hash, "candidates": truth.candidate_hash}
+    return Board(benchmark.reference, tuple(masks), metrics, users, tuple(rows), adjusted, hashes)
+
+
+def _of_user(lists: Lists, metric: str) -> np.ndarray:
+    kind, _, k = metric.partition("@")
+    return fairness.measure(lists.rank, kind, int(k))
+
+
+def significance(
+    of_user: Mapping[str, Mapping[str, np.ndarray]], masks: Mapping[str, np.ndarray], reference: str
+) -> dict[tuple[str, str, str], float]:
+    """Paired two-sided t-tests over users, between the reference and every other model.
+
+    Args:
+        of_user: model -> metric -> each user's value [n], averaged over seeds.
+        masks: part -> which users belong to it [n].
+
+    Returns:
+        (part, metric, model) -> p, adjusted by Holm over all metrics and models of the part.
+    """
+    found: dict[tuple[str, str, str], float] = {}
+    if reference not in of_user:
+        return found
+    for part, mask in masks.items():
+        raw = {}
+        for model in of_user:
+            for metric, values in of_user[model].items():
+                if model != reference:
+                    raw[part, metric, model] = _paired(of_user[reference][metric][mask], values[mask])
+        found |= dict(zip(raw, holm(list(raw.values())), strict=True))
+    return found
+
+
+def _paired(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if len(ours) < 2 or np.ptp(ours - theirs) == 0:
+        return 1.0 if len(ours) < 2 or ours[0] == theirs[0] else 0.0
+    return float(stats.ttest_rel(ours, theirs).pvalue)
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's step-down adjustment (Scandinavian Journal of Statistics 1979).
+
+    Example:
+        >>> [round(value, 3) for value in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    adjusted, worst = [0.0] * len(p), 0.0
+    for step, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        worst = max(worst, min(1.0, (len(p) - step) * p[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+def _facts(benchmark: Benchmark, model: str) -> dict[str, Any]:
+    cells = [cell for cell in benchmark.cells if cell.model == model]
+    reports = [read_json(cell.folder / "result.json") for cell in cells if run.status(cell) == run.DONE]
+    failed = [(cell, run.note_of(cell).get("error")) for cell in cells if run.status(cell) == run.FAILED]
+    waiting = sum(run.status(cell) == run.WAITING for cell in cells)
+    notes = sorted({report["label"] for report in reports if report["label"]})
+    notes += ["budget-limited"] if (limited := any(report["budget_limited"] for report in reports)) else []
+    notes += ["a stage was reused from the cache"] if any(report.get("reused") for report in reports) else []
+    notes += [f"seed {cell.seed} FAILED: {error}" for cell, error in failed]
+    notes += [f"{waiting} cells not run"] if waiting else []
+    facts: dict[str, Any] = {"limited": limited, "seeds": f"{len(reports)} of {len(cells)}", "notes": "; ".join(notes)}
+    if reports:
+        settings = reports[0]["settings"]
+        facts |= {
+            "parameters": parameters(reports[0]),
+            "epochs": "; ".join("+".join(str(n) for n in report["epochs"].values()) for report in reports),
+            "train": float(np.mean([_seconds(report, False) for report in reports])),
+            "test": float(np.mean([_seconds(report, True) for report in reports])),
+            "history": settings.get("MAX_ITEM_LIST_LENGTH"),
+            "text": text_of(model, settings),
+        }
+    return facts
+
+
+def parameters(report: Mapping[str, Any]) -> int:
+    """All that serve all domains: one network with its adapters, or a network for each domain."""
+    found = report["parameters"]
+    per_domain = found["model"] if isinstance(found["model"], Mapping) else found.get("domains")
+    if per_domain:
+        return sum(per_domain.values())
+    return found["model"] + found["adapter"] * len(report["domains"])
+
+
+def _seconds(report: Mapping[str, Any], test: bool) -> float:
+    return sum(seconds for what, seconds in report["seconds"].items() if what.startswith("test") == test)
+
+
+def text_of(model: str, settings: Mapping[str, Any]) -> str:
+    """What of the items' text a model reads."""
+    entry = registry.entry(model)
+    if entry is None:
+        several = (settings.get("of_domain") or {}).values()
+        columns: list[str] = []
+        for own in [settings, *several]:
+            for name in (own.get("load_col") or {}).get("item") or ():
+                if name not in (*columns, settings.get("ITEM_ID_FIELD") or "item_id"):
+                    columns.append(name)
+        return f"attributes: {', '.join(columns)}" if columns else "none"
+    known = read_yaml(entry.properties) if entry.properties else {}
+    if "text_encoder" in known:
+        return (
+            "ready embeddings" if settings.get("text_embedding_path") else f"{settings.get('text_encoder')} embeddings"
+        )
+    return "raw text" if "text_fields" in known else "none"

@@ -1,0 +1,90 @@
+"""The benchmark command: cells that are not done are run, then all are checked and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recbole_gmc.benchmark import board, tables
+from recbole_gmc.benchmark import run as cells
+from recbole_gmc.benchmark.board import Board
+from recbole_gmc.benchmark.plan import Benchmark, parse
+from recbole_gmc.errors import RunError
+from recbole_gmc.files import new_file
+
+HELP = """\
+usage: recbole-gmc benchmark --models=GMC,SASRec,... --dataset=<name> [--seeds=3] [--config_files="a.yaml"]
+                             [--<key>=<value> ...]
+
+Runs every model with every seed on the same domains, each as a process of its own, and prints one table. Called again
+with the same --output it goes on: what is done is not done again, an interrupted cell starts from its last checkpoint
+or its beginning, a failed one is tried again. The tables are written to --output, too: table.txt, .md, .tex and .csv.
+
+  --models          models of this package and of RecBole, joined by commas; `recbole-gmc models` lists them
+  --dataset         as for a run; --domains=A,B unites domains
+  --seeds           3: `seed`, seed+1, seed+2; 7,9: these two (default 1)
+  --output          the folder of the cells (default runs/benchmark-<dataset>)
+  --config_files    settings for all models. A top-level key that is a model's name holds settings for it alone, over
+                    the common ones:  GMC: {config_files: [properties/preset/cpu.yaml], epochs: 40}
+  --budget_minutes  CPU minutes of a cell's process after which no further epoch starts. Its best weights are tested;
+                    it is marked budget-limited and left out of the marks and of significance (default none)
+  --dry-run         lists the cells and what is known of them
+  --<key>=<value>   any setting, for all models
+
+The tables are refused unless all models were asked the same: test targets and candidates are found again in the raw
+files by code that no model uses, and held against every list, rank and metric of every cell.
+Exit status: 0 done, 1 a cell failed or no table can stand, 2 bad use.
+"""
+
+FILES = {
+    "table.txt": tables.terminal,
+    "table.md": tables.markdown,
+    "table.tex": tables.latex,
+    "table.csv": tables.as_csv,
+}
+
+
+def run(arguments: Sequence[str]) -> Board | None:
+    """Runs, checks, prints and writes; ``None`` for a dry run.
+
+    Raises:
+        SettingError: bad flags, or an output folder with cells of other settings or data.
+        DataError: cells that were not asked the same; no table is written then.
+        RunError: a cell is not done.
+    """
+    benchmark, dry = parse(arguments)
+    if dry:
+        print(listing(benchmark))
+        return None
+    cells.run_all(benchmark)
+    found = show(benchmark)
+    if failed := [cell.name for cell in benchmark.cells if cells.status(cell) != cells.DONE]:
+        mend = f"Their logs are in {benchmark.output}; the same command tries them again"
+        raise RunError(f"{len(failed)} cells are not done: {', '.join(failed)}", "benchmark", mend)
+    return found
+
+
+def listing(benchmark: Benchmark) -> str:
+    """The cells with their state."""
+    lines = [f"{len(benchmark.cells)} cells on {', '.join(benchmark.domains)}, in {benchmark.output}"]
+    for cell in benchmark.cells:
+        note, state = cells.note_of(cell), cells.status(cell)
+        time = f" in {cells.in_words(note['seconds'])}" if state == cells.DONE else ""
+        error = f": {note.get('error')}" if state == cells.FAILED else ""
+        lines.append(f"  {cell.model:<12} seed {cell.seed}  {state}{time}{error}")
+    return "\n".join(lines)
+
+
+def show(benchmark: Benchmark) -> Board:
+    """The tables of what is done, on the terminal and as files."""
+    if not any(cells.status(cell) == cells.DONE for cell in benchmark.cells):
+        raise RunError("no cell is done", str(benchmark.output), "See the .log files there")
+    for name in FILES:  # what an older call wrote does not stand beside cells that are refused now
+        Path(benchmark.output / name).unlink(missing_ok=True)
+    found = board.build(benchmark)
+    for name, draw in FILES.items():
+        with new_file(benchmark.output / name) as file:
+            file.write(draw(found))
+    print(tables.terminal(found))
+    print(f"\nWritten: {', '.join(FILES)} in {benchmark.output}")
+    return found

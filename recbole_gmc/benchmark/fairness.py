@@ -1,0 +1,162 @@
+"""Whether all models were asked the same: raw interactions against every run's lists, by code that no model uses.
+
+Nothing of the package's data reading, splitting, ranking or metrics is imported here, on purpose.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recbole_gmc.errors import DataError
+
+HELD_OUT_FROM = 3  # interactions of a test user
+TOLERANCE = 1e-6
+MEND = "Remove this cell's folder and run the benchmark again"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What every model must have been asked: (domain, user) -> held-out item, and the candidates of each domain."""
+
+    targets: Mapping[tuple[str, str], str]
+    candidates: Mapping[str, frozenset[str]]
+
+    @property
+    def target_hash(self) -> str:
+        return hash_of_targets(self.targets)
+
+    @property
+    def candidate_hash(self) -> str:
+        """As result.json has it: SHA-256 of the JSON of domains and their sorted item tokens, then a byte 0x1e."""
+        items = [[domain, sorted(tokens)] for domain, tokens in self.candidates.items()]
+        text = json.dumps(items, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode() + b"\x1e").hexdigest()
+
+
+def hash_of_targets(targets: Mapping[tuple[str, str], str]) -> str:
+    """SHA-256 over the sorted lines domain, user, item."""
+    lines = sorted("\t".join((*key, item)) for key, item in targets.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def read_truth(
+    root: Path, domains: Sequence[str], fields: tuple[str, str, str], core: tuple[float, float] = (0, 0)
+) -> Truth:
+    """Leave-one-out from the raw ``.inter`` files: a user's last interaction in time; of equal times the later line.
+
+    Args:
+        fields: the columns of users, items and times.
+        core: users and items with fewer interactions are removed until none is left.
+    """
+    targets: dict[tuple[str, str], str] = {}
+    candidates = {}
+    for domain in domains:
+        rows = _k_core(_rows(root / domain / f"{domain}.inter", fields), core)
+        candidates[domain] = frozenset(item for _, item, _ in rows)
+        histories: dict[str, list[tuple[float, int, str]]] = {}
+        for line, (user, item, time) in enumerate(rows):
+            histories.setdefault(user, []).append((time, line, item))
+        for user, history in histories.items():
+            if len(history) >= HELD_OUT_FROM:
+                targets[domain, user] = max(history)[2]
+    return Truth(targets, candidates)
+
+
+def _rows(path: Path, fields: tuple[str, str, str]) -> list[tuple[str, str, float]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        names = [column.partition(":")[0] for column in next(reader)]
+        user, item, time = (names.index(field) for field in fields)
+        # RecBole keeps times in single precision, so times that differ by less are ties
+        return [(row[user], row[item], float(np.float32(row[time]))) for row in reader if row]
+
+
+def _k_core(rows: list[tuple[str, str, float]], core: tuple[float, float]) -> list[tuple[str, str, float]]:
+    while True:
+        users, items = Counter(row[0] for row in rows), Counter(row[1] for row in rows)
+        kept = [row for row in rows if users[row[0]] >= core[0] and items[row[1]] >= core[1]]
+        if len(kept) == len(rows):
+            return rows
+        rows = kept
+
+
+@dataclass(frozen=True)
+class Lists:
+    """One cell's places of the held-out items, int64 [n] by sorted (domain, user), -1 a miss."""
+
+    rank: np.ndarray
+    target_hash: str
+
+
+def read_lists(folder: Path, truth: Truth) -> Lists:
+    """Reads a cell's topk.tsv and holds every line against the truth, and result.json against both.
+
+    Raises:
+        DataError: a user, target, candidate, rank or metric that is not what it must be, with file:line.
+    """
+    path = folder / "topk.tsv"
+    found: dict[tuple[str, str], str] = {}
+    rank: dict[tuple[str, str], int] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        width = (len(next(lines)) - 4) // 2
+        for number, line in enumerate(lines, 2):
+            key, target = (line[0], line[1]), line[2]
+            problem = _problem(line, width, truth, key in found)
+            if problem:
+                raise DataError(problem, f"{path}:{number}", MEND)
+            found[key], rank[key] = target, int(line[3])
+    if missing := truth.targets.keys() - found.keys():
+        raise DataError(f"{len(missing)} test users are not in it, such as {min(missing)}", str(path), MEND)
+    lists = Lists(np.array([rank[key] for key in sorted(rank)], np.int64), hash_of_targets(found))
+    _hold_result(folder / "result.json", lists, truth)
+    return lists
+
+
+def _problem(line: list[str], width: int, truth: Truth, again: bool) -> str | None:
+    if len(line) != 4 + 2 * width:
+        return f"{len(line)} fields, not {4 + 2 * width}"
+    domain, user, target, rank = line[:4]
+    if truth.targets.get((domain, user)) is None or again:
+        return f"user {user!r} of {domain} is no test user" if not again else f"user {user!r} is there twice"
+    if truth.targets[domain, user] != target:
+        return f"the target is {target!r}, but the last interaction of {user!r} is {truth.targets[domain, user]!r}"
+    items = [item for item, score in zip(line[4::2], line[5::2], strict=True) if (item, score) != ("-1", "")]
+    if len(set(items)) != len(items) or not truth.candidates[domain].issuperset(items):
+        return "the list holds an item twice, or one that is no candidate of the domain"
+    place = items.index(target) if target in items else -1
+    return None if rank == str(place) else f"rank {rank}, but the target's place is {place}"
+
+
+def _hold_result(path: Path, lists: Lists, truth: Truth) -> None:
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if report["hashes"]["candidates"] != truth.candidate_hash:
+        raise DataError("other candidates than the items with an interaction were ranked", str(path), MEND)
+    parts = {"average": (report["average"], np.ones(len(lists.rank), bool))}
+    owner = np.array([domain for domain, _ in sorted(truth.targets)])
+    parts |= {domain: (report["domains"][domain], owner == domain) for domain in truth.candidates}
+    for name, (metrics, mine) in parts.items():
+        for metric, value in metrics.items():
+            kind, _, k = metric.partition("@")
+            if kind in ("recall", "ndcg") and mine.any():
+                own = measure(lists.rank, kind, int(k))[mine].mean()
+                if not math.isclose(own, value, abs_tol=TOLERANCE):
+                    raise DataError(f"{name}: {metric} {value:.6f}, but its lists give {own:.6f}", str(path), MEND)
+
+
+def measure(rank: np.ndarray, kind: str, k: int) -> np.ndarray:
+    """Recall@k or NDCG@k of each user [n] from the places of the held-out items [n].
+
+    Example: places 0, 2 and -1 give NDCG@10 of 1, 1/2 and 0.
+    """
+    hit = (rank >= 0) & (rank < k)
+    return np.where(hit, 1.0 if kind == "recall" else 1.0 / np.log2(np.where(hit, rank, 0) + 2.0), 0.0)

@@ -1,0 +1,173 @@
+"""What a benchmark consists of: its cells, each one model with one seed on all the domains, and the command of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recbole_gmc import hooks, keys, lookup, quick, sections, values
+from recbole_gmc.errors import SettingError
+from recbole_gmc.files import hash_of, safe_name
+from recbole_gmc.settings import DataSettings, read
+
+OWN = ("models", "seeds", "output")
+PLACED = ("model", "run_dir", "checkpoint_dir", "resume")  # the benchmark's own business
+UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model with one seed; ``signature`` is of all that decides its result but the data and the code."""
+
+    model: str
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    signature: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All cells, the data that they share, and where everything goes.
+
+    Attributes:
+        fields: RecBole's names of the user, item and time columns.
+        core: least interactions of a user and of an item.
+    """
+
+    models: tuple[str, ...]
+    dataset: str
+    domains: tuple[str, ...]
+    data_path: Path
+    fields: tuple[str, str, str]
+    core: tuple[float, float]
+    topk: tuple[int, ...]
+    output: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def reference(self) -> str:
+        """The model whose gain is shown."""
+        return "GMC" if "GMC" in self.models else self.models[0]
+
+
+def parse(arguments: Sequence[str]) -> tuple[Benchmark, bool]:
+    """The words after ``benchmark``: the benchmark, and whether it is only to be listed.
+
+    Raises:
+        SettingError: an unknown flag, model or data set, or a setting that the benchmark decides itself.
+    """
+    from recbole_gmc.cli import flags_of
+
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    words = [word for word in arguments if word != "--dry-run"]
+    for position, word in enumerate(words):
+        key, equals, value = word[2:].partition("=")
+        if key in OWN and word.startswith("--"):
+            if not equals or not value:
+                raise SettingError("has no value", f"--{key}", f"Write --{key}=value")
+            if key in own:
+                raise SettingError("given twice", f"--{key}", "Give it once")
+            own[key] = value
+        else:
+            rest.append(words[position])
+    flags = flags_of(rest)
+    for key in PLACED:
+        if key in flags:
+            raise SettingError("the benchmark decides this itself", f"--{key}", "Leave it out; see benchmark --help")
+    return _benchmark(own, flags), "--dry-run" in arguments
+
+
+def _benchmark(own: Mapping[str, str], flags: dict[str, str]) -> Benchmark:
+    files = flags.pop("config_files", "").split()
+    in_files, given = lookup.read_files(files), values.parse_all(flags)
+    models = tuple(name for name in own.get("models", "").split(",") if name)
+    dataset = flags.pop("dataset", None) or in_files.get("dataset")
+    for name, value in (("models", models), ("dataset", dataset)):
+        if not value:
+            raise SettingError(f"no {name} named", f"--{name}", f"Write --{name}=...; see benchmark --help")
+    for model in models:
+        hooks.refuse_unknown_model(model)
+    if len(set(models)) != len(models):
+        raise SettingError("names a model twice", "--models", "Name each one once")
+    safe_name(dataset, "dataset")
+    common = {**sections.for_model(in_files, ""), **given}
+    layer = sections.for_model(lookup.dataset_settings(dataset, common), "")
+    data = {**layer, **common, **({"data_path": layer["data_path"]} if layer.get("embedded_data") else {})}
+    domains = read(DataSettings, data).domains or (dataset,)
+    keys.check_domains(domains)
+    output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
+    names = ("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp")
+    shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
+    shared += [f"--{key}={value}" for key, value in flags.items() if key != "seed"]
+    cells = []
+    for model in models:
+        mine = {**sections.for_model(in_files, model), **given}
+        refuse_unlike(model, mine, data)
+        for seed in _seeds(own.get("seeds", "1"), common.get("seed", quick.SEED)):
+            folder = output / f"{model}-{seed}"
+            command = (f"--model={model}", *shared, f"--seed={seed}", f"--run_dir={folder}")
+            signature = hash_of([model, seed, dataset, list(domains), {**mine, "seed": seed}])
+            cells.append(Cell(model, seed, folder, command, signature))
+    return Benchmark(
+        models=models,
+        dataset=dataset,
+        domains=tuple(domains),
+        data_path=Path(data.get("data_path") or "dataset"),
+        fields=tuple(data.get(key) or usual for key, usual in names),
+        core=tuple(_least(data.get(f"{kind}_inter_num_interval"), kind) for kind in ("user", "item")),
+        topk=tuple(sorted(data.get("topk") or (5, 10))),
+        output=output,
+        cells=tuple(sorted(cells, key=lambda cell: cell.seed)),  # every model once, before any a second time
+    )
+
+
+SAME = ("domains", "data_path", "topk", "user_inter_num_interval", "item_inter_num_interval", "MAX_ITEM_LIST_LENGTH")
+
+
+def refuse_unlike(model: str, settings: Mapping[str, Any], common: Mapping[str, Any]) -> None:
+    """Raises ``SettingError`` where a model's section would give it other data or another protocol than the rest."""
+    for key in SAME:
+        if key in settings and settings[key] != common.get(key):
+            what = f"{settings[key]!r} for {model} alone"
+            raise SettingError(what, key, "Set it for all models, outside their sections")
+    for key in UNCHECKED:
+        if settings.get(key) or common.get(key):
+            what = "the benchmark checks every model against the raw files, which this would change"
+            raise SettingError(what, key, "Filter the files beforehand")
+
+
+def _seeds(text: str, first: Any) -> list[int]:
+    mend = "Write --seeds=3 for three of them from `seed` on, or --seeds=7,9"
+    if not isinstance(first, int) or not all(word.isdecimal() for word in text.split(",")):
+        raise SettingError(f"{text!r} are no seeds", "--seeds", mend)
+    seeds = [int(word) for word in text.split(",")]
+    seeds = [first + i for i in range(seeds[0])] if len(seeds) == 1 else seeds
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SettingError(f"{text!r} names no seed, or one twice", "--seeds", mend)
+    return seeds
+
+
+def _least(interval: Any, kind: str) -> float:
+    """The lower end of ``[5,inf)``.
+
+    Raises:
+        SettingError: an interval of another form, which has more than one fixed point.
+    """
+    if not interval:
+        return 0.0
+    text = str(interval).replace(" ", "")
+    low, _, high = text[1:-1].partition(",")
+    if text[:1] == "[" and high == "inf":
+        try:
+            return float(low)
+        except ValueError:
+            pass
+    raise SettingError(f"{interval!r}", f"{kind}_inter_num_interval", "A benchmark takes intervals such as [5,inf)")

@@ -1,0 +1,181 @@
+"""The cells of a benchmark, one after the other, each as a process of our own command line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from time import perf_counter
+from typing import IO, Any
+
+import recbole_gmc
+from recbole_gmc.benchmark.plan import Benchmark, Cell
+from recbole_gmc.errors import CheckpointError, SettingError
+from recbole_gmc.files import hash_file, read_json, write_json
+
+DONE, FAILED, WAITING = "done", "failed", "waiting"
+
+
+def note_of(cell: Cell) -> dict[str, Any]:
+    """What is known of a cell from earlier: status, error, seconds, signature, hashes of the data."""
+    file = cell.folder.with_suffix(".json")
+    return read_json(file) if file.is_file() else {}
+
+
+def status(cell: Cell) -> str:
+    """``done`` only with its results on disk; a failed cell is tried again by the next call."""
+    known = note_of(cell).get("status", WAITING)
+    return WAITING if known == DONE and not (cell.folder / "result.json").is_file() else known
+
+
+def refuse_other(benchmark: Benchmark) -> None:
+    """Raises ``SettingError`` if the output folder holds a cell with other settings or of other data."""
+    data = data_hashes(benchmark)
+    for cell in benchmark.cells:
+        note = note_of(cell)
+        for what, there, here in (
+            ("settings", note.get("signature"), cell.signature),
+            ("data", note.get("data"), data),
+        ):
+            if note and status(cell) == DONE and there != here:
+                mend = "Name another --output, or remove this cell's folder and its .json"
+                raise SettingError(f"{cell.name} was run with other {what}", str(cell.folder), mend)
+
+
+def data_hashes(benchmark: Benchmark) -> dict[str, str]:
+    """SHA-256 of every domain's files."""
+    names = [(domain, f"{domain}.{kind}") for domain in benchmark.domains for kind in ("inter", "item")]
+    files = {name: benchmark.data_path / domain / name for domain, name in names}
+    return {name: hash_file(file) for name, file in files.items() if file.is_file()}
+
+
+def run_all(benchmark: Benchmark) -> None:
+    """Runs what is not done, and says after each cell how long the rest may take."""
+    refuse_other(benchmark)
+    data = data_hashes(benchmark)
+    waiting = [cell for cell in benchmark.cells if status(cell) != DONE]
+    print(f"{len(benchmark.cells) - len(waiting)} of {len(benchmark.cells)} cells are done", flush=True)
+    with _children_end_with_us():
+        for number, cell in enumerate(waiting, 1):
+            print(f"[{number}/{len(waiting)}] {cell.name} ...", flush=True)
+            outcome = run_cell(cell, data)
+            left = estimate(benchmark.cells, waiting[number:])
+            print(f"[{number}/{len(waiting)}] {cell.name} {outcome}{left}", flush=True)
+
+
+def run_cell(cell: Cell, data: dict[str, str]) -> str:
+    """Runs or resumes one cell; says in a few words how it ended."""
+    with _locked(cell.folder.with_suffix(".lock")) as lock:
+        if lock is None:
+            return "is run by another process"
+        before = note_of(cell)
+        same = (before.get("signature"), before.get("data")) == (cell.signature, data)
+        spent, started = before.get("seconds", 0.0) if same else 0.0, perf_counter()
+        note = {"status": WAITING, "signature": cell.signature, "data": data, "seconds": spent}
+        write_json(cell.folder.with_suffix(".json"), note)
+        code = 1
+        if same and _resumable(cell.folder):
+            code = _process(cell, (f"--resume={cell.folder}",), lock)
+        if code != 0:
+            shutil.rmtree(cell.folder, ignore_errors=True)
+            code = _process(cell, cell.arguments, lock)
+        seconds = spent + perf_counter() - started
+        done = code == 0 and (cell.folder / "result.json").is_file()
+        error = None if done else _last_line(cell.folder.with_suffix(".log"), code)
+        note |= {"status": DONE if done else FAILED, "error": error, "seconds": seconds}
+        write_json(cell.folder.with_suffix(".json"), note)
+    return f"done in {in_words(seconds)}" if done else f"FAILED: {error}"
+
+
+def _resumable(folder: Path) -> bool:
+    from recbole_gmc.train.checkpoint import Checkpoint
+
+    if (folder / "result.json").is_file() or not folder.is_dir():
+        return False
+    try:
+        Checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _process(cell: Cell, arguments: Sequence[str], lock: IO) -> int:
+    """Exit status. The child holds the lock, too: it outlives us only where we are killed outright."""
+    place = str(Path(recbole_gmc.__file__).resolve().parent.parent)
+    path = os.pathsep.join(part for part in (place, os.environ.get("PYTHONPATH")) if part)
+    with cell.folder.with_suffix(".log").open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "recbole_gmc", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=(lock.fileno(),),
+        )
+        try:
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+
+@contextlib.contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    def end(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[IO | None]:
+    """``None`` where another process runs the cell, a child that a killed benchmark left included."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+            return
+        yield lock
+
+
+def _last_line(log: Path, code: int) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return (f"killed by signal {-code}; " if code < 0 else "") + (
+        last.removeprefix("recbole-gmc: ") or f"status {code}"
+    )
+
+
+def estimate(cells: Sequence[Cell], left: Sequence[Cell]) -> str:
+    """How long the rest may take: the mean of the same model's done cells, else of all done cells."""
+    spent: dict[str, list[float]] = {}
+    for cell in cells:
+        if status(cell) == DONE:
+            spent.setdefault(cell.model, []).append(note_of(cell)["seconds"])
+    if not left or not spent:
+        return ""
+    usual = mean(seconds for found in spent.values() for seconds in found)
+    total = sum(mean(spent[cell.model]) if cell.model in spent else usual for cell in left)
+    return f"; about {in_words(total)} left for {len(left)} cells"
+
+
+def in_words(seconds: float) -> str:
+    """``95`` -> ``1.6 min``."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,160 @@
+"""A board as text for the terminal, markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+
+from recbole_gmc.benchmark.board import ALPHA, Board, Row
+
+BEST, SECOND = "best", "second"
+COSTS = ("seeds", "parameters", "epochs", "train s", "test s", "history", "text", "notes")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One cell of a table; ``mark`` is best, second or nothing, ``differs`` that it is significant."""
+
+    text: str
+    mark: str = ""
+    differs: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Field, ...], ...]
+
+
+def tables(board: Board) -> list[Table]:
+    """One a domain, the user-weighted average, and what the models took."""
+    found = []
+    for part in board.parts:
+        rows = [(Field(row.model + (" (budget-limited)" if row.limited else "")), *_scores(board, row, part))
+                for row in board.rows]  # fmt: skip
+        rows.append((Field(f"{board.reference}'s gain on the strongest other"), *_gains(board, part)))
+        title = f"{part}, {board.users[part]:,} users" + (", user-weighted" if part == "average" else "")
+        found.append(Table(title, ("model", *map(_short, board.metrics)), tuple(rows)))
+    found.append(Table("What the models took", ("model", *COSTS), tuple(_costs(row) for row in board.rows)))
+    return found
+
+
+def _short(metric: str) -> str:
+    return metric.replace("recall", "R").replace("ndcg", "N")
+
+
+def _scores(board: Board, row: Row, part: str) -> list[Field]:
+    fields = []
+    for metric in board.metrics:
+        if not row.seeds:
+            fields.append(Field("failed" if "FAILED" in row.facts["notes"] else "-"))
+            continue
+        spread = row.std(part, metric)
+        text = f"{row.mean(part, metric):.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
+        order = board.order(part, metric)
+        mark = {model: name for model, name in zip(order, (BEST, SECOND), strict=False)}.get(row.model, "")
+        differs = board.adjusted.get((part, metric, row.model), 1.0) < ALPHA
+        fields.append(Field(text, mark, differs))
+    return fields
+
+
+def _gains(board: Board, part: str) -> list[Field]:
+    fields = []
+    for metric in board.metrics:
+        found = board.gain(part, metric)
+        differs = found is not None and board.adjusted[part, metric, found[0]] < ALPHA
+        fields.append(Field("-" if found is None else f"{100 * found[1]:+.1f}% ({found[0]})", "", differs))
+    return fields
+
+
+def _costs(row: Row) -> tuple[Field, ...]:
+    facts = row.facts
+    shown = {"parameters": ",", "train s": ".0f", "test s": ".1f"}
+    values = {**facts, "train s": facts.get("train"), "test s": facts.get("test")}
+    texts = [format(values[name], shown.get(name, "")) if values.get(name) is not None else "-" for name in COSTS]
+    return (Field(row.model), *map(Field, texts))
+
+
+def legend(board: Board) -> list[str]:
+    """What the marks mean and what was the same for all."""
+    return [
+        f"Means over seeds, ± the standard deviation over seeds. Significance: paired t-test over users between "
+        f"{board.reference} and each other model, on means over seeds, adjusted by Holm over all metrics and models of "
+        f"a table, p < {ALPHA}. Budget-limited models have no marks and no tests.",
+        f"The same for all models, checked against the raw files: test targets {board.hashes['targets'][:12]}, "
+        f"candidates {board.hashes['candidates'][:12]}. Training seconds are wall-clock, all stages; parameters are "
+        f"all that serve all domains.",
+    ]
+
+
+def terminal(board: Board) -> str:
+    """Plain text: * best, + second, ! significantly different from the reference."""
+    lines: list[str] = []
+    for table in tables(board):
+        marks = {BEST: "*", SECOND: "+", "": " "}
+        rows = [[f.text + (marks[f.mark] + ("!" if f.differs else " ")).rstrip() for f in row] for row in table.rows]
+        widths = [max(len(row[i]) for row in [list(table.header), *rows]) for i in range(len(table.header))]
+        lines += ["", table.title]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+                  for row in [list(table.header), ["-" * w for w in widths], *rows]]  # fmt: skip
+    marks_mean = f"* best, + second, ! significantly different from {board.reference}."
+    return "\n".join([*lines, "", marks_mean, *legend(board)]).lstrip("\n")
+
+
+def markdown(board: Board) -> str:
+    """Best bold, second underlined, † significant."""
+    lines: list[str] = []
+    wraps = {BEST: "**{}**", SECOND: "<u>{}</u>", "": "{}"}
+    for table in tables(board):
+        lines += [f"**{table.title}**", "", "| " + " | ".join(table.header) + " |", "|---" * len(table.header) + "|"]
+        for row in table.rows:
+            cells = [wraps[f.mark].format(f.text.replace("|", "\\|")) + ("†" if f.differs else "") for f in row]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    meaning = f"Bold: best. Underlined: second. †: significantly different from {board.reference}. "
+    return "\n".join([*lines, meaning + " ".join(legend(board))]) + "\n"
+
+
+_ESCAPES = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "±": r"$\pm$", "~": r"\textasciitilde{}"}
+
+
+def latex(board: Board) -> str:
+    """One ``tabular`` a table, for ``booktabs``."""
+    wraps = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}", "": "{}"}
+    lines = ["% needs \\usepackage{booktabs}"]
+    for table in tables(board):
+        lines += [f"% {table.title}", rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule"]
+        lines += [" & ".join(map(_escaped, table.header)) + r" \\", r"\midrule"]
+        for row in table.rows:
+            cells = [wraps[f.mark].format(_escaped(f.text)) + (r"$^\dagger$" if f.differs else "") for f in row]
+            lines.append(" & ".join(cells) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join([*lines, *(f"% {line}" for line in legend(board))]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_ESCAPES.get(c, c) for c in text)
+
+
+def as_csv(board: Board) -> str:
+    """One line a model, part and metric, unrounded; ``p`` against the reference is Holm-adjusted."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    facts = ("parameters", "epochs", "train", "test", "history", "text", "notes")
+    names = ["model", "part", "metric", "mean", "std", "seeds", "values", "place", "p", "budget_limited"]
+    writer.writerow([*names, *(f"{name}_seconds" if name in ("train", "test") else name for name in facts)])
+    for row in board.rows:
+        for part in board.parts:
+            for metric in board.metrics:
+                line: list = [row.model, part, metric, "", "", len(row.seeds), "", "", "", row.limited]
+                if row.seeds:
+                    spread, order = row.std(part, metric), board.order(part, metric)
+                    line[3:5] = row.mean(part, metric), "" if math.isnan(spread) else spread
+                    line[6] = " ".join(map(str, row.scores[part][metric]))
+                    line[7] = order.index(row.model) + 1 if row.model in order else ""
+                    line[8] = board.adjusted.get((part, metric, row.model), "")
+                writer.writerow([*line, *(row.facts.get(name, "") for name in facts)])
+    return file.getvalue()
