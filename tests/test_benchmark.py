@@ -363,6 +363,15 @@ def test_an_interrupted_cell_goes_on_and_gives_what_it_would_have_given(tmp_path
     assert same[0] == same[1]
 
 
+def test_what_text_a_model_reads():
+    columns = {"of_domain": {"A": {"load_col": {"item": ["item_id", "categories", "brand"]}}}}
+    assert board.text_of("FDSA", columns) == "attributes: categories, brand"
+    assert board.text_of("SASRec", {"text_embedding_path": {"A": "a.npy"}}) == "none"
+    assert board.text_of("TIGER", {}) == "lsa embeddings" and board.text_of("P5CID", {}) == "none"
+    assert board.text_of("GMC", {"text_embedding_path": {"A": "a.npy"}}) == "ready embeddings"
+    assert board.text_of("RecFormer", {}) == "raw text"
+
+
 def test_no_cell_done_is_said(data):
     with pytest.raises(RunError, match="no cell is done"):
         command.show(plan_of(data))
