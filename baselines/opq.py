@@ -83,7 +83,10 @@ def _fit(faiss: Any, vectors: np.ndarray, seen: np.ndarray, digits: int, bits: i
     inner = faiss.ProductQuantizer(dim, digits, bits)
     inner.cp.min_points_per_centroid = lists.pq.cp.min_points_per_centroid = lists.cp.min_points_per_centroid = 1
     rotation.pq = inner
-    index.train(vectors[seen])
+    points = vectors[seen]
+    if len(points) < dim:  # faiss then writes past its buffers and the process dies: the same rows again, up to dim
+        points = np.resize(points, (dim, dim))
+    index.train(points)
     rotation.pq = None
     packed = index.sa_encode(vectors)
     return faiss.unpack_bitstrings(packed, digits, bits).astype(np.int16)

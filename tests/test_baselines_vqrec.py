@@ -10,7 +10,7 @@ import pytest
 import torch
 from dense_help import built
 from recbole_gmc.baselines import dense, opq, vqrec
-from run_help import write_planted
+from run_help import python, write_planted
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +121,13 @@ def test_only_items_of_training_teach_the_quantiser(root):
         for line in (root / domain / f"{domain}.inter").read_text().splitlines()[1:]:
             users.setdefault(line.split("\t")[0], []).append(line.split("\t")[1])
         assert about[domain]["trained_on"] == len({item for items in users.values() for item in items[:-2]})
+
+
+def test_fewer_items_than_dimensions_do_not_end_the_process(tmp_path):
+    """faiss 1.15 corrupts memory where OPQ has fewer training vectors than dimensions."""
+    vectors = np.random.default_rng(0).normal(size=(18, 64)).astype(np.float32)
+    script = "import sys, numpy as np; from recbole_gmc.baselines import opq; v = np.load(sys.argv[1])\n"
+    script += "print(opq.encode(v, np.ones(18, bool), 32, 4, sys.argv[2], 'Few').codes.shape)"
+    np.save(tmp_path / "v.npy", vectors)
+    done = python("-c", "import recbole_gmc\n" + script, str(tmp_path / "v.npy"), str(tmp_path / "cache"), cwd=tmp_path)
+    assert "(18, 32)" in done.stdout
