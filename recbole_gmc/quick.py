@@ -86,7 +86,7 @@ def run(
         found = plan(model, dataset, config_file_list, config_dict, **processes)
         if not found.whole:
             return run_domains(found)
-        folder = lookup.place(merged(found), "run_dir") or new_run_dir(found.model, found.dataset)
+        folder = run_folder(merged(found), found.model, found.dataset)
         with logs.tables_later():
             settings = {**found.settings, "run_dir": str(folder)}
             result = launch.run_recbole(found.model, found.dataset, list(found.files), settings)
@@ -155,6 +155,19 @@ def _columns(model: str, settings: Mapping[str, Any], given: Collection[str]) ->
     return found
 
 
+def run_folder(settings: Mapping[str, Any], model: str, dataset: str) -> Path:
+    """The folder that ``run_dir`` names, or a new one.
+
+    Raises:
+        SettingError: a run is there already, which a second one would overwrite.
+    """
+    folder = lookup.place(settings, "run_dir") or new_run_dir(model, dataset)
+    if any((folder / name).exists() for name in ("result.json", "checkpoint", "domains")):
+        mend = f"Go on with it by --resume={folder}, or name another folder"
+        raise SettingError(f"{str(folder)!r} holds a run already", "run_dir", mend)
+    return folder
+
+
 def merged(found: Plan) -> dict[str, Any]:
     """The settings that the user gave, those in files included."""
     in_files = sections.for_model(lookup.read_files(found.files), found.model)
@@ -166,7 +179,7 @@ def run_domains(found: Plan) -> dict[str, Any]:
     from recbole_gmc.evaluate import single
 
     settings = found.settings
-    folder = lookup.place(settings, "run_dir") or new_run_dir(found.model, found.dataset)
+    folder = run_folder(settings, found.model, found.dataset)
     refuse_bad_files(found)
     budget, runs = Budget(read(TrainSettings, settings).budget_minutes), {}
     for left, domain in zip(range(len(found.domains), 0, -1), found.domains, strict=True):

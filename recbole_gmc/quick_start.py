@@ -17,7 +17,6 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.evaluate import per_user, single
 from recbole_gmc.evaluate.popularity import popular
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.places import new_run_dir
 
 FILE = "properties/quick_start.yaml"
 SASREC = "properties/quick_start_sasrec.yaml"
@@ -36,7 +35,7 @@ def quick_start(flags: Mapping[str, Any]) -> dict[str, TopKTable]:
     changed = values.parse_all(dict(flags))
     settings = {**lookup.read_files([lookup.find_yaml(FILE)]), **changed}
     model, dataset = settings.pop("model"), settings.pop("dataset")
-    folder = lookup.place(settings, "run_dir") or new_run_dir(model, dataset)
+    folder = quick.run_folder(settings, model, dataset)
     settings["run_dir"] = str(folder)
     with quick.only_program_name():
         launch.run_recbole(model, dataset, None, dict(settings))

@@ -264,3 +264,10 @@ def test_a_place_that_takes_no_folder_is_refused(alone, capsys, monkeypatch, pla
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     assert cli.main(["--model=GMC", "--dataset=A", *RUN, f"--{place}=data/new"]) == 2
     assert f"{place}: '{alone / 'data'}' is no folder that can be written" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(alone, capsys, tmp_path):
+    (tmp_path / "before" / "checkpoint").mkdir(parents=True)
+    assert cli.main(["--model=Pop", "--dataset=ml-100k", f"--run_dir={tmp_path / 'before'}"]) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error and error.count("\n") == 1

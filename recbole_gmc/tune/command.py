@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -96,7 +97,7 @@ def run(arguments: Sequence[str]) -> None:
     if best is None:
         raise RunError("no trial was finished", str(folder / outcome.TABLE), "Its last column says why")
     print(f"Best: trial {best.id}; its settings are in {folder / outcome.BEST}. Now its test, the only one:")
-    _run_best(request, dict(best.settings), best.score)
+    _run_best(request, dict(best.settings))
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -216,11 +217,12 @@ def _claim(request: Request) -> None:
     write_json(folder / FACTS, facts)
 
 
-def _run_best(request: Request, settings: dict[str, Any], score: float) -> None:
+def _run_best(request: Request, settings: dict[str, Any]) -> None:
     """The best settings as an ordinary run, which shares the stages that the search kept."""
     folder = request.folder / "best"
     if (folder / "result.json").is_file():
         print(f"Done before: {folder}")
         return
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped; the stages that it finished are kept
     given = {**request.given, **settings, "run_dir": str(folder)}
     quick.run(request.plan.model, request.plan.dataset, request.files, given)
