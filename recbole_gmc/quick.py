@@ -191,7 +191,9 @@ def run_domains(found: Plan) -> dict[str, Any]:
             runs[domain] = single.run_domain(found.model, domain, [], own, shortened, share)
     if found.ours:
         logs.write_to(folder).begin()
-    single.write(folder, found.model, found.dataset, runs, {"seed": SEED, **settings})
+    entry = registry.entry(found.model)
+    usual = values.read_yaml(entry.properties) if entry is not None and entry.properties else {}
+    single.write(folder, found.model, found.dataset, runs, {"seed": SEED, **usual, **settings})
     return runs
 
 

@@ -220,6 +220,6 @@ def text_of(model: str, settings: Mapping[str, Any]) -> str:
         return f"attributes: {', '.join(columns)}" if columns else "none"
     known = read_yaml(entry.properties) if entry.properties else {}
     if "text_encoder" in known:
-        read = {**known, **settings}  # a run once a domain records what was given only
-        return "ready embeddings" if read.get("text_embedding_path") else f"{read['text_encoder']} embeddings"
+        ready = settings.get("text_embedding_path")
+        return "ready embeddings" if ready else f"{settings['text_encoder']} embeddings"
     return "raw text" if "text_fields" in known else "none"
