@@ -10,6 +10,7 @@ from typing import Any
 from recbole_gmc import hooks, keys, lookup, quick, sections, values
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import hash_of, safe_name
+from recbole_gmc.flags import flags_of
 from recbole_gmc.settings import DataSettings, read
 
 OWN = ("models", "seeds", "output")
@@ -63,7 +64,6 @@ def parse(arguments: Sequence[str]) -> tuple[Benchmark, bool]:
     Raises:
         SettingError: an unknown flag, model or data set, or a setting that the benchmark decides itself.
     """
-    from recbole_gmc.cli import flags_of
 
     own: dict[str, str] = {}
     rest: list[str] = []
