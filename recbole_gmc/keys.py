@@ -18,6 +18,7 @@ from recbole_gmc.settings import (
     DataSettings,
     DecodeSettings,
     LoraSettings,
+    SharingSettings,
     T5Settings,
     TrainSettings,
     keys_of,
@@ -110,6 +111,9 @@ def check(
     check_domains(read(DataSettings, settings).domains)
     _check_places(settings)
     _check_adapted(read(LoraSettings, settings), read(T5Settings, settings))
+    if settings.get("semantic_ids_path") is not None and not read(SharingSettings, settings).tokenizer:
+        what = "False makes a tokenizer a domain, but the IDs are imported from semantic_ids_path"
+        raise SettingError(what, where="shared_tokenizer", mend="Leave one of the two out")
     if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
     _refuse_unusable(settings, REFUSED)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from recbole_gmc.model.adapters import DomainAdapters
+from recbole_gmc.model.copies import weights_of_domains
 from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.recommender import ListRecommender, Recommender
-from recbole_gmc.settings import DecodeSettings, LoraSettings, T5Settings, read
+from recbole_gmc.settings import DecodeSettings, LoraSettings, SharingSettings, T5Settings, read
 from recbole_gmc.train.checkpoint import Checkpoint
 
 
@@ -32,7 +32,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> ListRecommen
         found.load_into(t5)
         states = dict.fromkeys(found.ids.items.domains, t5.state_dict())
         if found.adapters is not None:
-            adapters = DomainAdapters(t5, found.ids.items.domains, read(LoraSettings, found.config))
+            lora, sharing = read(LoraSettings, found.config), read(SharingSettings, found.config)
+            adapters = weights_of_domains(t5, found.ids.items.domains, lora, sharing)
             adapters.load(found.adapters)
             states = {domain: adapters.merged_state(domain) for domain in states}
     return Recommender(

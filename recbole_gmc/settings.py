@@ -168,6 +168,7 @@ class LoraSettings:
     """One adapter a domain (paper section 4.3)."""
 
     enabled: bool = key("lora", True)
+    kind: str = key("adaptation", "lora", choices=("lora", "full"))
     rank: int = key("lora_r", 8, least=1)
     alpha: int = key("lora_alpha", 16, least=1)
     dropout: float = key("lora_dropout", 0.05, least=0.0, most=0.9)
@@ -178,6 +179,14 @@ class LoraSettings:
     epochs: int = key("lora_epochs", 50, least=0)
     eval_step: int = key("lora_eval_step", 1, least=1)
     stopping_step: int = key("lora_stopping_step", 5, least=0)
+
+
+@dataclass(frozen=True)
+class SharingSettings:
+    """What the domains have in common; all of it in the method as published (Table 4 for less)."""
+
+    tokenizer: bool = key("shared_tokenizer", True)
+    recommender: bool = key("unified_recommender", True)
 
 
 @dataclass(frozen=True)
@@ -215,4 +224,7 @@ class DataSettings:
     missing_text: str = key("missing_text", "placeholder", choices=("placeholder", "error", "drop"))
 
 
-GROUPS = (DataSettings, TextSettings, TokenizerSettings, T5Settings, LoraSettings, TrainSettings, DecodeSettings)
+GROUPS = (
+    *(DataSettings, TextSettings, TokenizerSettings, T5Settings, LoraSettings, SharingSettings, TrainSettings),
+    DecodeSettings,
+)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from recbole_gmc.errors import CheckpointError, GMCError
-from recbole_gmc.files import hash_file, hash_of, new_folder, read_json, safe_name, write_json
+from recbole_gmc.files import hash_of, new_folder, read_json, safe_name, write_json
+from recbole_gmc.model.origin import REMEDY, read_signed, sign
 from recbole_gmc.settings import LoraSettings
 
-FORMAT = 1
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-ORIGIN = "origin.json"  # the domain and the base model that an adapter was made for
-REMEDY = "Take the adapters that were saved with this model"
 
 
 def plain_state(t5: nn.Module) -> dict[str, Tensor]:
@@ -32,7 +31,11 @@ def plain_state(t5: nn.Module) -> dict[str, Tensor]:
 
 def backbone_fingerprint(t5: nn.Module) -> str:
     """SHA-256 over names, shapes and bits of a T5's own weights; adapters do not enter."""
-    state = plain_state(t5)
+    return fingerprint(plain_state(t5))
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and bits."""
     return hash_of(*(part for name in sorted(state) for part in (name, state[name].detach().cpu().numpy())))
 
 
@@ -52,6 +55,8 @@ class DomainAdapters:
         >>> adapters.activate("Films")                                          # doctest: +SKIP
         >>> optimiser = torch.optim.AdamW(adapters.train_parameters("Films"))   # doctest: +SKIP
     """
+
+    FOLDER: ClassVar[str] = "adapters"  # in a checkpoint
 
     def __init__(self, t5: T5ForConditionalGeneration, domains: Sequence[str], settings: LoraSettings) -> None:
         self.domains = tuple(domains)
@@ -93,7 +98,7 @@ class DomainAdapters:
 
     def load_backbone(self, state: Mapping[str, Tensor]) -> None:
         """Puts the weights of a plain T5 under the adapters; raises CheckpointError where names or shapes differ."""
-        _copy(dict(state), plain_state(self.t5), "the weights of the unified recommender")
+        copy_into(dict(state), plain_state(self.t5), "the weights of the unified recommender")
 
     def merged_state(self, domain: str | None) -> dict[str, Tensor]:
         """Weights of the plain T5 that equals backbone and adapter, W + alpha / r * B @ A; the backbone stays as it is.
@@ -121,7 +126,7 @@ class DomainAdapters:
 
     def restore(self, domain: str, snapshot: Mapping[str, Tensor]) -> None:
         """Puts a ``snapshot`` back."""
-        _copy(dict(snapshot), dict(self._parameters(domain)), f"the adapter of {domain}")
+        copy_into(dict(snapshot), dict(self._parameters(domain)), f"the adapter of {domain}")
 
     def save(self, folder: str | Path) -> None:
         """Writes one folder a domain that ``peft.PeftModel.from_pretrained`` reads, whole or not at all."""
@@ -136,8 +141,7 @@ class DomainAdapters:
                 weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
                 save_file(weights, place / WEIGHTS, metadata={"format": "pt"})
                 write_json(place / CONFIG, facts)
-                origin = {"domain": domain, "backbone": backbone, "weights": hash_file(place / WEIGHTS)}
-                write_json(place / ORIGIN, {"format": FORMAT, **origin})
+                sign(place, WEIGHTS, domain, backbone)
 
     def load(self, folder: str | Path) -> None:
         """Reads every domain's adapter back; none is changed unless all fit.
@@ -152,34 +156,19 @@ class DomainAdapters:
             self.restore(domain, weights)
 
     def _read(self, place: Path, domain: str, backbone: str) -> dict[str, Tensor]:
-        try:
-            origin, config = read_json(place / ORIGIN), read_json(place / CONFIG)
-            intact = origin["weights"] == hash_file(place / WEIGHTS)
-            made_for, made_on, version = origin["domain"], origin["backbone"], origin["format"]
-            shape = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
-        except FileNotFoundError as error:
-            raise CheckpointError(f"no adapter of {domain}", str(error.filename), REMEDY) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"the adapter of {domain} cannot be read ({error})", str(place), REMEDY) from error
-        ours = {"r": self._config.r, "lora_alpha": self._config.lora_alpha}
-        ours["target_modules"] = sorted(self._config.target_modules)
-        faults = {
-            f"its format {version!r} is unknown": version != FORMAT,
-            "its weights are damaged or belong to another adapter": not intact,
-            f"it was made for the domain {made_for!r}, not {domain!r}": made_for != domain,
-            "it was made on another base model": made_on != backbone,
-            f"its shape {shape} is not {ours}": shape != ours,
-        }
-        for fault, found in faults.items():
-            if found:
-                raise CheckpointError(f"the adapter of {domain} does not fit: {fault}", str(place), REMEDY)
-        try:
-            weights = load_file(place / WEIGHTS)
-        except Exception as error:  # safetensors raises its own kinds
-            raise CheckpointError(f"the adapter of {domain} is damaged ({error})", str(place), REMEDY) from error
+        weights = read_signed(
+            place, WEIGHTS, domain, backbone, f"adapter of {domain}", lambda: self._other_shape(place / CONFIG)
+        )
         adapter = f".{self._name(domain)}.weight"
         weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
         return {f"{name.removesuffix('.weight')}{adapter}": tensor for name, tensor in weights.items()}
+
+    def _other_shape(self, file: Path) -> dict[str, bool]:
+        config = read_json(file)
+        shape = {key: config[key] for key in ("r", "lora_alpha", "target_modules")}
+        ours = {"r": self._config.r, "lora_alpha": self._config.lora_alpha}
+        ours["target_modules"] = sorted(self._config.target_modules)
+        return {f"its shape {shape} is not {ours}": shape != ours}
 
     def _parameters(self, domain: str) -> Iterator[tuple[str, nn.Parameter]]:
         ending = f".{self._name(domain)}.weight"
@@ -194,7 +183,8 @@ class DomainAdapters:
 
 
 @torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
+def copy_into(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
+    """Copies the values of equally named tensors; raises CheckpointError where names or shapes differ."""
     different = sorted(source.keys() ^ target.keys())
     different += [name for name in source.keys() & target.keys() if source[name].shape != target[name].shape]
     if different:

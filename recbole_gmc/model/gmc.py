@@ -18,12 +18,12 @@ from torch import Tensor
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.decode.products import onednn_batched, trains_by_onednn
-from recbole_gmc.model.adapters import DomainAdapters
+from recbole_gmc.model.copies import DomainWeights, weights_of_domains
 from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.recommender import Recommender
-from recbole_gmc.settings import DecodeSettings, LoraSettings, T5Settings, TokenizerSettings, read
+from recbole_gmc.settings import DecodeSettings, LoraSettings, SharingSettings, T5Settings, TokenizerSettings, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 
@@ -45,14 +45,14 @@ class GMC(SequentialRecommender):
         super().__init__(config, dataset)
         tokenizer = read(TokenizerSettings, config)
         self.decode = read(DecodeSettings, config)
-        self.lora = read(LoraSettings, config)
+        self.lora, self.sharing = read(LoraSettings, config), read(SharingSettings, config)
         self.max_items: int = config["MAX_ITEM_LIST_LENGTH"]
         self.items = dataset.items
         self.vocabulary = Vocabulary(tokenizer.levels, tokenizer.codebook_size)
         self.seed: int = config["seed"]
         self.t5_settings = read(T5Settings, config)
         self.t5 = build_t5(self.t5_settings, self.vocabulary)
-        self.adapters: DomainAdapters | None = None
+        self.adapters: DomainWeights | None = None
         self._network: PackedT5 | None = None
         self.semantic_ids: SemanticIds | None = None
         self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
@@ -80,13 +80,13 @@ class GMC(SequentialRecommender):
         self.semantic_ids = ids
         self.codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.codes.device)
 
-    def add_adapters(self) -> DomainAdapters:
-        """Puts one fresh adapter a domain on the T5, which is frozen from here on."""
-        self.adapters = DomainAdapters(self.t5, self.items.domains, self.lora)
+    def add_adapters(self) -> DomainWeights:
+        """Gives each domain an adapter on the T5, or weights of its own; the T5's are not trained from here on."""
+        self.adapters = weights_of_domains(self.t5, self.items.domains, self.lora, self.sharing)
         return self.adapters
 
     def plain_state(self, domain: str | None = None) -> dict[str, Tensor]:
-        """Weights of the plain T5, with the domain's adapter merged where there is one."""
+        """Weights of the plain T5, with the domain's adapter merged or its own ones where there are any."""
         if self.adapters is None:
             return dict(self.t5.state_dict())
         return self.adapters.merged_state(domain)

@@ -16,6 +16,7 @@ from recbole_gmc.errors import CheckpointError
 from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, telling_where, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
+from recbole_gmc.model.copies import DomainCopies, DomainWeights
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 FORMAT = 1
@@ -82,7 +83,7 @@ def save(
     config: Mapping[str, Any],
     ids: SemanticIds,
     t5: Mapping[str, Tensor],
-    adapters: DomainAdapters | None,
+    adapters: DomainWeights | None,
     progress: Progress,
 ) -> None:
     """Writes the checkpoint of a model that generates semantic IDs."""
@@ -90,7 +91,7 @@ def save(
     def parts(work: Path) -> None:
         ids.save(work / IDS)
         if adapters is not None:
-            adapters.save(work / "adapters")
+            adapters.save(work / adapters.FOLDER)
 
     write(folder, config=config, weights=t5, progress=progress, parts=parts)
 
@@ -206,8 +207,9 @@ class Checkpoint:
 
     @property
     def adapters(self) -> Path | None:
-        folder = self._place / "adapters"
-        return folder if folder.is_dir() else None
+        """Where the domains' adapters are, or their own weights."""
+        folders = [self._place / kind.FOLDER for kind in (DomainAdapters, DomainCopies)]
+        return next((folder for folder in folders if folder.is_dir()), None)
 
     def progress(self) -> Progress:
         return Progress(self.json("progress.json"), self.tensors("progress.safetensors"))

@@ -20,11 +20,15 @@ PROBE_USERS = 64
 
 def log(trainer: GMCTrainer, train: SequenceRows, watched: SequenceRows | None) -> None:
     """Logs how long the stages that are not done yet will take."""
-    plan = [(Stage.unified(trainer.config, trainer.settings), len(train), len(watched) if watched else 0)]
-    for position, domain in enumerate(trainer.model.items.domains if trainer.lora.enabled else ()):
-        seen = int((watched.domain == position).sum()) if watched else 0
-        plan.append((Stage.adapter(domain, trainer.lora), int((train.domain == position).sum()), seen))
-    plan = [entry for entry in plan if entry[0].name not in trainer.record.done]
+    domains = trainer.model.items.domains
+
+    def count(rows: SequenceRows | None, stage: Stage) -> int:
+        if rows is None or stage.domain is None:
+            return len(rows or ())
+        return int((rows.domain == domains.index(stage.domain)).sum())
+
+    left = [stage for stage in trainer.plan if stage.name not in trainer.record.done]
+    plan = [(stage, count(train, stage), count(watched, stage)) for stage in left]
     if plan:
         first, total = seconds_left(trainer, plan, train)
         machine = f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device.type}, {torch.get_num_threads()} threads"

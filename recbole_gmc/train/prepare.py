@@ -13,8 +13,9 @@ from recbole_gmc.embed import embed, refuse_missing
 from recbole_gmc.errors import TokenizerError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import cache_dir
-from recbole_gmc.settings import TextSettings, TokenizerSettings, read
+from recbole_gmc.settings import SharingSettings, TextSettings, TokenizerSettings, read
 from recbole_gmc.tokenizer import tokenize
+from recbole_gmc.tokenizer.apart import tokenize_apart
 from recbole_gmc.tokenizer.kmeans import require_faiss
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
@@ -54,7 +55,8 @@ def semantic_ids(config: Config, dataset: GMCDataset, device: torch.device, prog
     texts = dataset.texts()
     embeddings = embed(texts, read(TextSettings, config), cache, device=device, progress=progress)
     settings = read(TokenizerSettings, config)
-    made = tokenize(embeddings, settings, seed=config["seed"], cache_dir=cache, device=device, progress=progress)
+    how = tokenize if read(SharingSettings, config).tokenizer else tokenize_apart
+    made = how(embeddings, settings, seed=config["seed"], cache_dir=cache, device=device, progress=progress)
     inputs = {
         "items": dataset.items.fingerprint,
         "texts": texts.fingerprint,

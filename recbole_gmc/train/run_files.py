@@ -13,6 +13,7 @@ from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
 from recbole_gmc.logs import TABLES
+from recbole_gmc.model.copies import DomainCopies
 from recbole_gmc.model.gmc import GMC
 from recbole_gmc.places import run_dir
 from recbole_gmc.train import checkpoint
@@ -82,10 +83,12 @@ def put(found: Checkpoint, model: GMC) -> None:
 def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> None:
     """result.json, topk.tsv and semantic_ids/, and the table on the terminal."""
     model, adapters = trainer.model, trainer.model.adapters
-    parameters = {
-        "model": sum(tensor.numel() for tensor in _unique(model.plain_state())),
-        "adapter": adapters.parameters_per_adapter if adapters is not None else 0,
-    }
+    whole = sum(tensor.numel() for tensor in _unique(model.plain_state()))
+    parameters: dict[str, Any] = {"model": whole, "adapter": 0}
+    if isinstance(adapters, DomainCopies):
+        parameters["domains"] = dict.fromkeys(model.items.domains, whole)
+    elif adapters is not None:
+        parameters["adapter"] = adapters.parameters_per_adapter
     weights = hash_of_weights({domain: model.plain_state(domain) for domain in model.items.domains})
     with telling_where(folder := run_dir(trainer.config), AGAIN):
         model.semantic_ids.export(folder / "semantic_ids")

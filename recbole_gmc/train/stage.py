@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from recbole.config import Config
 
-from recbole_gmc.settings import LoraSettings, TrainSettings
+from recbole_gmc.settings import LoraSettings, SharingSettings, TrainSettings
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Either the unified stage (``domain`` is ``None``) or the adapter of one domain."""
+    """Either the unified stage (``domain`` is ``None``) or what is trained for one domain."""
 
     name: str
     domain: str | None
@@ -42,9 +42,25 @@ class Stage:
         )
 
     @classmethod
+    def planned(
+        cls,
+        config: Config,
+        train: TrainSettings,
+        lora: LoraSettings,
+        sharing: SharingSettings,
+        domains: Sequence[str],
+    ) -> tuple[Stage, ...]:
+        """All stages of a run, in their order."""
+        whole = cls.unified(config, train)
+        if not sharing.recommender:
+            return tuple(replace(whole, name=f"alone:{domain}", domain=domain) for domain in domains)
+        adapted = domains if lora.enabled and lora.epochs else ()
+        return whole, *(cls.adapter(domain, lora) for domain in adapted)
+
+    @classmethod
     def adapter(cls, domain: str, lora: LoraSettings) -> Stage:
         return cls(
-            name=f"lora:{domain}",
+            name=f"{lora.kind}:{domain}",
             domain=domain,
             epochs=lora.epochs,
             batch_size=lora.batch_size,

@@ -15,7 +15,7 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.gmc import GMC
-from recbole_gmc.settings import LoraSettings, read
+from recbole_gmc.settings import LoraSettings, SharingSettings, read
 from recbole_gmc.train import estimate, run_files, unified_cache
 from recbole_gmc.train.checkpoint import Progress
 from recbole_gmc.train.prepare import Prepared, refuse_unfit, semantic_ids
@@ -24,7 +24,7 @@ from recbole_gmc.train.stages import StageTrainer
 
 
 class GMCTrainer(StageTrainer):
-    """Semantic IDs, then the unified recommender, then one adapter a domain.
+    """Semantic IDs, then the unified recommender, then one adapter a domain; or what ``Stage.planned`` says instead.
 
     A batch is i.i.d.; its histories are packed into rows of a few widths.
     """
@@ -35,7 +35,8 @@ class GMCTrainer(StageTrainer):
         if model.semantic_ids is None and not config["resume"]:
             self._refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
         super().__init__(config, model)
-        self.lora = read(LoraSettings, config)
+        self.lora, self.sharing = read(LoraSettings, config), read(SharingSettings, config)
+        self.plan = Stage.planned(config, self.settings, self.lora, self.sharing, model.items.domains)
         self._identity: dict[str, Tensor] = {}
 
     # ---- semantic IDs, which another model may make in its own way ------------------------------------------------
@@ -57,9 +58,11 @@ class GMCTrainer(StageTrainer):
     def _stages(
         self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
     ) -> None:
-        self._fit_unified(train, watched, loop)
-        if self.lora.enabled and self.lora.epochs:
-            self._fit_adapters(train, valid, watched, loop)
+        own = [stage for stage in self.plan if stage.domain is not None]
+        if len(own) < len(self.plan):
+            self._fit_unified(self.plan[0], train, watched, loop)
+        if own:
+            self._fit_domains(own, train, valid, watched, loop)
 
     def _set_ids(self, dataset: Any, show_progress: bool) -> None:
         if self.record.inputs:  # resumed: the IDs came with the checkpoint
@@ -72,8 +75,9 @@ class GMCTrainer(StageTrainer):
         self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
         self.record.spend("tokenizer", perf_counter() - started)
 
-    def _fit_unified(self, train: SequenceRows, watched: SequenceRows | None, loop: dict[str, Any]) -> None:
-        stage = Stage.unified(self.config, self.settings)
+    def _fit_unified(
+        self, stage: Stage, train: SequenceRows, watched: SequenceRows | None, loop: dict[str, Any]
+    ) -> None:
         if stage.name in self.record.done:
             return
         key = None if self._pending is not None else unified_cache.key(self, stage, train, watched)
@@ -84,24 +88,30 @@ class GMCTrainer(StageTrainer):
         if key is not None and not self.record.limited:
             unified_cache.keep(self, stage.name, key)
 
-    def _fit_adapters(
-        self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
+    def _fit_domains(
+        self,
+        stages: list[Stage],
+        train: SequenceRows,
+        valid: SequenceRows | None,
+        watched: SequenceRows | None,
+        loop: dict[str, Any],
     ) -> None:
         self._seed("adapters")
         adapters = self.model.adapters or self.model.add_adapters()
         before = adapters.backbone_fingerprint()
-        for position, domain in enumerate(self.model.items.domains):
-            adapters.activate(domain)
+        for position, stage in enumerate(stages):
+            adapters.activate(stage.domain)
             # A domain without validation users is trained as RecBole does without validation data: all epochs.
             seen, every = ((rows and rows.of_domain(position)) or None for rows in (watched, valid))
-            self._run(Stage.adapter(domain, self.lora), train.of_domain(position), seen, loop, every)
+            self._run(stage, train.of_domain(position), seen, loop, every)
         adapters.activate(None)
         if adapters.backbone_fingerprint() != before:
             raise RunError("the unified recommender changed while its adapters were trained", mend="This is a bug")
 
     def _begin(self, watched: SequenceRows | None) -> None:
-        """The adapter as it starts, which changes nothing, is a candidate."""
-        self._identity = self.model.adapters.identity(self.stage.domain) if self.stage.domain else {}
+        """What changes nothing of the unified recommender, as an adapter does at its start, is a candidate."""
+        adapting = self.stage.domain is not None and self.sharing.recommender
+        self._identity = self.model.adapters.identity(self.stage.domain) if adapting else {}
         if self._identity and watched is not None and self.start_epoch == 0:
             self.best_valid_score, self.best_valid_result = self._valid_epoch(watched)
 
@@ -110,15 +120,16 @@ class GMCTrainer(StageTrainer):
             self._keep_the_better(self._identity, every)
 
     def _keep_the_better(self, identity: dict[str, Tensor], valid: SequenceRows) -> None:
-        """All validation users decide between the adapter and none."""
+        """All validation users decide between the unified recommender with the stage's changes and without."""
         trained, score = self.snapshot(), calculate_valid_score(self._measure(valid), self.valid_metric)
         self.restore(identity)
         without = calculate_valid_score(self._measure(valid), self.valid_metric)
         if (score > without) == self.valid_metric_bigger:
             self.restore(trained)
         kept = "kept" if (score > without) == self.valid_metric_bigger else "not kept"
+        what = "Adapter" if self.lora.kind == "lora" else "Fine-tuning"
         self.logger.info(
-            f"Adapter of {self.stage.domain} {kept}: {self.valid_metric} {score:.4f} with, {without:.4f} without"
+            f"{what} of {self.stage.domain} {kept}: {self.valid_metric} {score:.4f} with, {without:.4f} without"
         )
 
     def _trained(self) -> list[torch.nn.Parameter]:
