@@ -24,12 +24,13 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Row:
-    """One model.
+    """One model, or a variant of it.
 
     Attributes:
         scores: part ("<domain>" or "average") -> metric -> value of each seed that is done.
         limited: its budget ended a cell: shown, but without marks and significance.
         facts: parameters, epochs, train and test seconds, history, text and notes.
+        variant: an ablation of the reference: compared with it, but not with the other models.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Row:
     scores: Mapping[str, Mapping[str, tuple[float, ...]]]
     limited: bool
     facts: Mapping[str, Any]
+    variant: bool = False
 
     @property
     def counts(self) -> bool:
@@ -67,12 +69,20 @@ class Board:
     hashes: Mapping[str, str]
 
     def order(self, part: str, metric: str) -> list[str]:
-        """The models that count, best first."""
-        rows = [row for row in self.rows if row.counts]
+        """The models that count, best first; variants are none."""
+        rows = [row for row in self.rows if row.counts and not row.variant]
         return [row.model for row in sorted(rows, key=lambda row: -row.mean(part, metric))]
 
     def row(self, model: str) -> Row:
         return next(row for row in self.rows if row.model == model)
+
+    def change(self, row: Row, part: str, metric: str) -> float | None:
+        """A variant's relative change against the reference; ``None`` for others and where one of the two lacks."""
+        ours = self.row(self.reference)
+        if not row.variant or not row.counts or not ours.counts:
+            return None
+        base = ours.mean(part, metric)
+        return row.mean(part, metric) / base - 1.0 if base > 0 else float("nan")
 
     def gain(self, part: str, metric: str) -> tuple[str, float] | None:
         """The strongest other model that counts, and the reference's relative gain on it."""
@@ -101,10 +111,10 @@ def build(benchmark: Benchmark) -> Board:
     if len(masks) > 1:
         masks[AVERAGE] = np.ones(len(owner), bool)
     rows, of_user = [], {}
-    for model in benchmark.models:
+    for model in benchmark.rows:
         lists = {}
         for cell in benchmark.cells:
-            if cell.model == model and run.status(cell) == run.DONE:
+            if cell.row == model and run.status(cell) == run.DONE:
                 lists[cell.seed] = fairness.read_lists(cell.folder, truth)
         of_user[model] = {metric: [_of_user(found, metric) for found in lists.values()] for metric in metrics}
         scores = {
@@ -112,7 +122,8 @@ def build(benchmark: Benchmark) -> Board:
             for part, mask in masks.items()
         }
         facts = _facts(benchmark, model)
-        rows.append(Row(model, tuple(lists), scores, bool(facts.pop("limited")), facts))
+        limited = bool(facts.pop("limited"))
+        rows.append(Row(model, tuple(lists), scores, limited, facts, model not in benchmark.models))
     means = {row.model: {m: np.mean(of_user[row.model][m], 0) for m in metrics} for row in rows if row.counts}
     adjusted = significance(means, masks, benchmark.reference)
     users = {part: int(mask.sum()) for part, mask in masks.items()}
@@ -171,7 +182,7 @@ def holm(p: list[float]) -> list[float]:
 
 
 def _facts(benchmark: Benchmark, model: str) -> dict[str, Any]:
-    cells = [cell for cell in benchmark.cells if cell.model == model]
+    cells = [cell for cell in benchmark.cells if cell.row == model]
     reports = [read_json(cell.folder / "result.json") for cell in cells if run.status(cell) == run.DONE]
     failed = [(cell, run.note_of(cell).get("error")) for cell in cells if run.status(cell) == run.FAILED]
     waiting = sum(run.status(cell) == run.WAITING for cell in cells)
@@ -189,7 +200,7 @@ def _facts(benchmark: Benchmark, model: str) -> dict[str, Any]:
             "train": float(np.mean([_seconds(report, False) for report in reports])),
             "test": float(np.mean([_seconds(report, True) for report in reports])),
             "history": settings.get("MAX_ITEM_LIST_LENGTH"),
-            "text": text_of(model, settings),
+            "text": text_of(cells[0].model, settings),
         }
     return facts
 

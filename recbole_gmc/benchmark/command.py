@@ -22,6 +22,9 @@ or its beginning, a failed one is tried again. The tables are written to --outpu
 
   --models          models of this package and of RecBole, joined by commas; `recbole-gmc models` lists them
   --dataset         as for a run; --domains=A,B unites domains
+  --ablations       all, or names joined by commas: variants of GMC, each with its change against GMC (the paper's
+                    Table 4): without_shared_codebook, without_unified, without_domain_loss, without_lora,
+                    full_finetuning; their settings are properties/ablation/<name>.yaml
   --seeds           3: `seed`, seed+1, seed+2; 7,9: these two (default 1)
   --output          the folder of the cells (default runs/benchmark-<dataset>)
   --config_files    settings for all models. A top-level key that is a model's name holds settings for it alone, over
@@ -67,11 +70,12 @@ def run(arguments: Sequence[str]) -> Board | None:
 def listing(benchmark: Benchmark) -> str:
     """The cells with their state."""
     lines = [f"{len(benchmark.cells)} cells on {', '.join(benchmark.domains)}, in {benchmark.output}"]
+    width = max(12, *(len(cell.row) for cell in benchmark.cells))
     for cell in benchmark.cells:
         note, state = cells.note_of(cell), cells.status(cell)
         time = f" in {cells.in_words(note['seconds'])}" if state == cells.DONE else ""
         error = f": {note.get('error')}" if state == cells.FAILED else ""
-        lines.append(f"  {cell.model:<12} seed {cell.seed}  {state}{time}{error}")
+        lines.append(f"  {cell.row:<{width}} seed {cell.seed}  {state}{time}{error}")
     return "\n".join(lines)
 
 

@@ -8,29 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from recbole_gmc import hooks, keys, lookup, quick, sections, values
+from recbole_gmc.benchmark import ablations
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import hash_of, safe_name
 from recbole_gmc.flags import flags_of
 from recbole_gmc.settings import DataSettings, read
 
-OWN = ("models", "seeds", "output")
+OWN = ("models", "ablations", "seeds", "output")
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume")  # the benchmark's own business
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model with one seed; ``signature`` is of all that decides its result but the data and the code."""
+    """One model with one seed; ``signature`` is of all that decides its result but the data and the code.
+
+    ``variant`` is the title of an ablation, or nothing.
+    """
 
     model: str
     seed: int
     folder: Path
     arguments: tuple[str, ...]
     signature: str
+    variant: str = ""
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def row(self) -> str:
+        """What it is called in tables, with all its seeds."""
+        return f"{self.model} {self.variant}".strip()
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,11 @@ class Benchmark:
     topk: tuple[int, ...]
     output: Path
     cells: tuple[Cell, ...]
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The models, then the ablations."""
+        return tuple(dict.fromkeys((*self.models, *(cell.row for cell in self.cells))))
 
     @property
     def reference(self) -> str:
@@ -106,16 +121,20 @@ def _benchmark(own: Mapping[str, str], flags: dict[str, str]) -> Benchmark:
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
     names = ("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
-    shared += [f"--{key}={value}" for key, value in flags.items() if key != "seed"]
+    variants = ablations.chosen(own.get("ablations", ""), models)
+    ablations.refuse_idle(variants, {**layer, **sections.for_model(in_files, ablations.MODEL), **given})
     cells = []
-    for model in models:
-        mine = {**sections.for_model(in_files, model), **given}
+    for model, variant in [*((name, None) for name in models), *((ablations.MODEL, one) for one in variants)]:
+        changed = dict(variant.settings) if variant else {}
+        mine = {**sections.for_model(in_files, model), **given, **changed}
         refuse_unlike(model, mine, data)
+        flagged = [f"--{key}={value}" for key, value in flags.items() if key not in ("seed", *changed)]
+        flagged += [f"--{key}={value}" for key, value in changed.items()]
         for seed in _seeds(own.get("seeds", "1"), common.get("seed", quick.SEED)):
-            folder = output / f"{model}-{seed}"
-            command = (f"--model={model}", *shared, f"--seed={seed}", f"--run_dir={folder}")
+            folder = output / f"{model}-{f'{variant.name}-' if variant else ''}{seed}"
+            command = (f"--model={model}", *shared, *flagged, f"--seed={seed}", f"--run_dir={folder}")
             signature = hash_of([model, seed, dataset, list(domains), {**mine, "seed": seed}])
-            cells.append(Cell(model, seed, folder, command, signature))
+            cells.append(Cell(model, seed, folder, command, signature, variant.title if variant else ""))
     return Benchmark(
         models=models,
         dataset=dataset,

@@ -165,11 +165,11 @@ def estimate(cells: Sequence[Cell], left: Sequence[Cell]) -> str:
     spent: dict[str, list[float]] = {}
     for cell in cells:
         if status(cell) == DONE:
-            spent.setdefault(cell.model, []).append(note_of(cell)["seconds"])
+            spent.setdefault(cell.row, []).append(note_of(cell)["seconds"])
     if not left or not spent:
         return ""
     usual = mean(seconds for found in spent.values() for seconds in found)
-    total = sum(mean(spent[cell.model]) if cell.model in spent else usual for cell in left)
+    total = sum(mean(spent[cell.row]) if cell.row in spent else usual for cell in left)
     return f"; about {in_words(total)} left for {len(left)} cells"
 
 

@@ -35,7 +35,8 @@ def tables(board: Board) -> list[Table]:
     for part in board.parts:
         rows = [(Field(row.model + (" (budget-limited)" if row.limited else "")), *_scores(board, row, part))
                 for row in board.rows]  # fmt: skip
-        rows.append((Field(f"{board.reference}'s gain on the strongest other"), *_gains(board, part)))
+        if any(row.model != board.reference and not row.variant for row in board.rows):
+            rows.append((Field(f"{board.reference}'s gain on the strongest other"), *_gains(board, part)))
         title = f"{part}, {board.users[part]:,} users" + (", user-weighted" if part == "average" else "")
         found.append(Table(title, ("model", *map(_short, board.metrics)), tuple(rows)))
     found.append(Table("What the models took", ("model", *COSTS), tuple(_costs(row) for row in board.rows)))
@@ -54,6 +55,8 @@ def _scores(board: Board, row: Row, part: str) -> list[Field]:
             continue
         spread = row.std(part, metric)
         text = f"{row.mean(part, metric):.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
+        if (change := board.change(row, part, metric)) is not None:
+            text += f" ({100 * change:+.1f}%)"
         order = board.order(part, metric)
         mark = {model: name for model, name in zip(order, (BEST, SECOND), strict=False)}.get(row.model, "")
         differs = board.adjusted.get((part, metric, row.model), 1.0) < ALPHA
@@ -80,6 +83,10 @@ def _costs(row: Row) -> tuple[Field, ...]:
 
 def legend(board: Board) -> list[str]:
     """What the marks mean and what was the same for all."""
+    variants = [
+        f"In brackets: the relative change of a variant against {board.reference}. Variants have no marks and no part "
+        f"in the gain."
+    ]
     return [
         f"Means over seeds, ± the standard deviation over seeds. Significance: paired t-test over users between "
         f"{board.reference} and each other model, on means over seeds, adjusted by Holm over all metrics and models of "
@@ -87,6 +94,7 @@ def legend(board: Board) -> list[str]:
         f"The same for all models, checked against the raw files: test targets {board.hashes['targets'][:12]}, "
         f"candidates {board.hashes['candidates'][:12]}. Training seconds are wall-clock, all stages; parameters are "
         f"all that serve all domains.",
+        *(variants if any(row.variant for row in board.rows) else ()),
     ]
 
 
@@ -144,17 +152,19 @@ def as_csv(board: Board) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     facts = ("parameters", "epochs", "train", "test", "history", "text", "notes")
-    names = ["model", "part", "metric", "mean", "std", "seeds", "values", "place", "p", "budget_limited"]
+    names = ["model", "part", "metric", "mean", "std", "seeds", "values", "place", "p", "change", "budget_limited"]
     writer.writerow([*names, *(f"{name}_seconds" if name in ("train", "test") else name for name in facts)])
     for row in board.rows:
         for part in board.parts:
             for metric in board.metrics:
-                line: list = [row.model, part, metric, "", "", len(row.seeds), "", "", "", row.limited]
+                line: list = [row.model, part, metric, "", "", len(row.seeds), "", "", "", "", row.limited]
                 if row.seeds:
                     spread, order = row.std(part, metric), board.order(part, metric)
                     line[3:5] = row.mean(part, metric), "" if math.isnan(spread) else spread
                     line[6] = " ".join(map(str, row.scores[part][metric]))
                     line[7] = order.index(row.model) + 1 if row.model in order else ""
                     line[8] = board.adjusted.get((part, metric, row.model), "")
+                    change = board.change(row, part, metric)
+                    line[9] = "" if change is None else change
                 writer.writerow([*line, *(row.facts.get(name, "") for name in facts)])
     return file.getvalue()

@@ -1,0 +1,123 @@
+"""Ablations in the benchmark: cells with other settings, compared with GMC and with nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from run_help import tiny, write_planted
+from test_benchmark import data, plan_of, write_cell  # noqa: F401 - data is a fixture
+
+from recbole_gmc import cli
+from recbole_gmc.benchmark import ablations, board, command, tables
+from recbole_gmc.errors import SettingError
+from recbole_gmc.lookup import properties_folder
+
+
+def test_every_file_has_a_name_in_tables():
+    assert set(ablations.TITLES) == {file.stem for file in (properties_folder() / "ablation").glob("*.yaml")}
+
+
+def test_an_ablation_is_a_cell_with_the_settings_of_its_file(data):  # noqa: F811
+    (data / "b.yaml").write_text("GMC: {lora: True, epochs: 9}\n")
+    words = ("--seeds=2", "--tokenizer_domain_weight=2", f"--config_files={data / 'b.yaml'}")
+    plain = plan_of(data, *words, models="GMC,Pop")
+    found = plan_of(data, *words, "--ablations=all", models="GMC,Pop")
+    assert found.models == ("GMC", "Pop") and len(found.cells) == 2 * 7
+    titles = [f"GMC {ablations.TITLES[name]}" for name in ablations.TITLES]
+    assert found.rows == ("GMC", "Pop", *titles)
+    by_name = {cell.name: cell for cell in found.cells}
+    assert [by_name[cell.name] for cell in plain.cells] == list(plain.cells), "the other cells stay what they are"
+    cell = by_name["GMC-without_lora-2021"]
+    assert cell.row == "GMC without LoRA" and cell.model == "GMC"
+    assert {"--model=GMC", "--lora=False", "--seed=2021", "--tokenizer_domain_weight=2"} <= set(cell.arguments)
+    cell = by_name["GMC-without_domain_loss-2020"]
+    assert "--tokenizer_domain_weight=0.0" in cell.arguments and "--tokenizer_domain_weight=2" not in cell.arguments
+    assert len({cell.signature for cell in found.cells}) == len({cell.folder for cell in found.cells}) == 14
+    listed = command.listing(found)
+    assert "14 cells" in listed and "GMC with full fine-tuning       seed 2020  waiting" in listed
+
+
+@pytest.mark.parametrize(
+    "words, models, message",
+    [
+        (["--ablations=without_lor"], "GMC", "nearest: 'without_lora'.*Choose from all, without_shared_codebook"),
+        (["--ablations=without_lora,without_lora"], "GMC", "names an ablation twice"),
+        (["--ablations=all"], "Pop", "Name GMC among the models"),
+        (["--ablations="], "GMC", "has no value"),
+        (["--ablations=without_lora,full_finetuning", "--lora=False"], "GMC", "lora is False already"),
+        (["--ablations=full_finetuning", "--lora=False"], "GMC", "nothing is trained a domain. Leave --ablations out"),
+        (["--ablations=without_domain_loss", "--tokenizer=rkmeans"], "GMC", "rkmeans has no domain loss"),
+        (["--ablations=without_shared_codebook", "--semantic_ids_path=x"], "GMC", "imports IDs"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(data, words, models, message):  # noqa: F811
+    with pytest.raises(SettingError, match=message):
+        plan_of(data, *words, models=models)
+
+
+PLACES = {
+    "GMC": [0, 1, -1, 2, 0, -1],
+    "SASRec": [1, 1, 0, 2, 0, 2],
+    "GMC without LoRA": [0, 0, 0, 0, 0, 0],
+    "GMC with full fine-tuning": [0, 1, -1, 3, 1, -1],
+}
+
+
+def test_the_table_has_the_change_against_gmc(data):  # noqa: F811
+    found = plan_of(data, "--ablations=without_lora,full_finetuning", models="GMC,SASRec")
+    for cell in found.cells:
+        write_cell(cell, found, PLACES[cell.row])
+    made = board.build(found)
+    assert [(row.model, row.variant) for row in made.rows] == [(name, name.startswith("GMC ")) for name in PLACES]
+
+    def ndcg(places: list[int]) -> float:
+        return sum(1 / math.log2(place + 2) for place in places if place >= 0) / len(places)
+
+    change = ndcg(PLACES["GMC with full fine-tuning"]) / ndcg(PLACES["GMC"]) - 1
+    row = made.row("GMC with full fine-tuning")
+    assert made.change(row, "average", "ndcg@10") == pytest.approx(change) and change < 0
+    assert made.change(made.row("SASRec"), "average", "ndcg@10") is None
+    assert made.order("average", "ndcg@10") == ["SASRec", "GMC"], "the best list is a variant's, which has no place"
+    assert made.gain("average", "ndcg@10")[0] == "SASRec"
+    assert ("average", "ndcg@10", "GMC without LoRA") in made.adjusted
+    average = next(table for table in tables.tables(made) if table.title.startswith("average"))
+    column = average.header.index("N@10")
+    shown = {fields[0].text: fields[column] for fields in average.rows}
+    assert shown["GMC with full fine-tuning"].text.endswith(f"({100 * change:+.1f}%)")
+    assert not shown["GMC without LoRA"].mark and "(" not in shown["GMC"].text + shown["SASRec"].text
+    assert "the relative change of a variant against GMC" in tables.terminal(made)
+    line = next(
+        line
+        for line in csv.DictReader(tables.as_csv(made).splitlines())
+        if (line["model"], line["part"], line["metric"]) == (row.model, "average", "ndcg@10")
+    )
+    assert float(line["change"]) == pytest.approx(change) and line["place"] == "" and line["budget_limited"] == "False"
+    assert row.facts["text"] == made.row("GMC").facts["text"] == "ready embeddings"
+
+
+def test_from_the_command_line(tmp_path: Path, capsys):
+    write_planted(tmp_path, "Big", seed=1, users=12)
+    write_planted(tmp_path, "Small", seed=2, users=10, items=12)
+    settings = tiny(tmp_path, epochs=1, lora_epochs=1)
+    del settings["run_dir"]
+    (tmp_path / "b.yaml").write_text(json.dumps(settings))
+    words = ["benchmark", "--models=GMC", "--dataset=both", f"--config_files={tmp_path / 'b.yaml'}"]
+    words += [f"--output={tmp_path / 'out'}", "--ablations=without_unified,full_finetuning"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "GMC without unified recommender" in out and "%)" in out and "gain on the strongest" not in out
+    epochs = [
+        json.loads((tmp_path / "out" / name / "result.json").read_text())["epochs"].keys()
+        for name in ("GMC-2020", "GMC-without_unified-2020", "GMC-full_finetuning-2020")
+    ]
+    assert epochs == [
+        {"unified", "lora:Big", "lora:Small"},
+        {"alone:Big", "alone:Small"},
+        {"unified", "full:Big", "full:Small"},
+    ]
+    assert cli.main(words) == 0
+    assert "3 of 3 cells are done" in capsys.readouterr().out
