@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -152,6 +153,15 @@ def test_a_recommender_of_its_own_knows_nothing_of_the_other_domain(root, tmp_pa
     start = weights(after)
     assert equal(weights(before), start), "the fresh T5 that both begin with"
     assert not equal(start, weights(after / "domains/Big"))
+
+
+def test_a_budget_is_shared_by_the_recommenders(root, tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("recbole_gmc.train.budget.process_time", lambda: next(clock))  # a second a look
+    settings = tiny(root, tmp_path / "run", **SMALL | {"epochs": 40, "stopping_step": 40}, budget_minutes=20 / 60)
+    run({**settings, **FILES["without_unified"]})
+    report = read_json(tmp_path / "run/result.json")
+    assert report["budget_limited"] and all(2 <= epochs < 20 for epochs in report["epochs"].values()), report["epochs"]
 
 
 def test_stages_and_sizes_are_told(root):

@@ -33,6 +33,14 @@ class Budget:
             return Budget(None)
         return Budget(max(0.0, self.minutes - self.spent() / 60) / parts)
 
+    def part(self, parts: int) -> Budget:
+        """The same clock, stopped once an equal part of what is left is spent."""
+        if self.minutes is None:
+            return self
+        spent = self.spent()
+        left = max(0.0, 60 * self.minutes - spent)
+        return Budget((spent + left / parts) / 60, spent)
+
     def check(self) -> None:
         """Called where an epoch begins.
 

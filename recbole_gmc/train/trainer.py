@@ -99,12 +99,17 @@ class GMCTrainer(StageTrainer):
         self._seed("adapters")
         adapters = self.model.adapters or self.model.add_adapters()
         before = adapters.backbone_fingerprint()
+        budget = self.budget
         for position, stage in enumerate(stages):
+            if not self.sharing.recommender and stage.name not in self.record.done:
+                waiting = [one for one in stages if one.name not in self.record.done]
+                self.budget = budget.part(len(waiting))  # no domain is left with weights that nothing trained
             adapters.activate(stage.domain)
             # A domain without validation users is trained as RecBole does without validation data: all epochs.
             seen, every = ((rows and rows.of_domain(position)) or None for rows in (watched, valid))
             self._run(stage, train.of_domain(position), seen, loop, every)
         adapters.activate(None)
+        self.budget = budget
         if adapters.backbone_fingerprint() != before:
             raise RunError("the unified recommender changed while its adapters were trained", mend="This is a bug")
 
