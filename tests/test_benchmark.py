@@ -367,7 +367,7 @@ def test_what_text_a_model_reads():
     columns = {"of_domain": {"A": {"load_col": {"item": ["item_id", "categories", "brand"]}}}}
     assert board.text_of("FDSA", columns) == "attributes: categories, brand"
     assert board.text_of("SASRec", {"text_embedding_path": {"A": "a.npy"}}) == "none"
-    assert board.text_of("TIGER", {}) == "lsa embeddings" and board.text_of("P5CID", {}) == "none"
+    assert board.text_of("TIGER", {"text_encoder": "lsa"}) == "lsa embeddings" and board.text_of("P5CID", {}) == "none"
     assert board.text_of("GMC", {"text_embedding_path": {"A": "a.npy"}}) == "ready embeddings"
     assert board.text_of("RecFormer", {}) == "raw text"
 

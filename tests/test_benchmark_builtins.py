@@ -98,7 +98,7 @@ def test_s3rec_fine_tunes_what_it_pre_trained(shop, monkeypatch):
     assert set(runs["Shop"].seconds) == {"pretrain", "train", "test"}
     file = next((shop / "run/checkpoint/Shop").glob("*pretrained.pth"))
     starts.clear()
-    again = quick.run("S3Rec", "Shop", [], small(shop, pre_model_path=str(file)))
+    again = quick.run("S3Rec", "Shop", [], small(shop, pre_model_path=str(file), run_dir=str(shop / "again")))
     assert [stage for stage, _ in starts] == ["finetune"]
     assert again["Shop"].result == runs["Shop"].result
 
