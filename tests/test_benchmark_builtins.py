@@ -165,7 +165,8 @@ def test_a_budget_counts_its_share():
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "S3Rec"])
 def test_a_budget_ends_recbole_s_models_with_what_they_have(shop, model):
-    runs = quick.run(model, "Shop", [], small(shop, epochs=100_000, pretrain_epochs=100_000, budget_minutes=0.01))
+    long = {"epochs": 100_000, "stopping_step": 100_000, "pretrain_epochs": 100_000}  # only the budget can end it
+    runs = quick.run(model, "Shop", [], small(shop, **long, budget_minutes=0.01))
     assert runs["Shop"].limited and len(runs["Shop"].table) == 40
     assert json.loads((shop / "run/result.json").read_text())["budget_limited"] is True
 
