@@ -129,7 +129,7 @@ def plan(
 
 def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The checked settings of one of RecBole's own models: protocol, then data set, then what the user gave."""
-    from recbole_gmc.evaluate import single  # imports every stage
+    from recbole_gmc.evaluate import refusals  # imports RecBole's models
 
     base = {**base_protocol(), **protocol_of(model)}
     usual = {**recbole_keys.defaults(model), **base, **layer}
@@ -137,7 +137,7 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
     columns = _columns(model, settings, {*layer, *given})
     for own in [columns.get(domain, {}) for domain in read(DataSettings, settings).domains or ("",)]:
         keys.check_single(model, {**settings, **own}, usual)
-        single.refuse_other_kinds(model, {**usual, **settings, **own})
+        refusals.refuse_other_kinds(model, {**usual, **settings, **own})
     if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
         settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
     return {**settings, **({"of_domain": columns} if columns else {})}
@@ -176,7 +176,7 @@ def merged(found: Plan) -> dict[str, Any]:
 
 def run_domains(found: Plan) -> dict[str, Any]:
     """Runs a model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
-    from recbole_gmc.evaluate import single
+    from recbole_gmc.evaluate import domain_run, single  # imports every stage
 
     settings = found.settings
     folder = run_folder(settings, found.model, found.dataset)
@@ -193,7 +193,7 @@ def run_domains(found: Plan) -> dict[str, Any]:
         logs.write_to(folder).begin()
     entry = registry.entry(found.model)
     usual = values.read_yaml(entry.properties) if entry is not None and entry.properties else {}
-    single.write(folder, found.model, found.dataset, runs, {"seed": SEED, **usual, **settings})
+    domain_run.write(folder, found.model, found.dataset, runs, {"seed": SEED, **usual, **settings})
     return runs
 
 
@@ -220,14 +220,14 @@ def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
 
 def _run_ours(found: Plan, domain: str, folder: Path, budget: Budget) -> Any:
     """One domain as a whole run of its own, in a folder inside the run's."""
-    from recbole_gmc.evaluate import single
+    from recbole_gmc.evaluate import domain_run
 
     own, _ = of_domain(found, domain, folder)
     if budget.minutes is not None:
         own["budget_minutes"] = max(budget.minutes, LEAST_BUDGET)
     with logs.tables_later():
         launch.run_recbole(found.model, domain, None, own)
-    return single.read_run(Path(own["run_dir"]), domain)
+    return domain_run.read_run(Path(own["run_dir"]), domain)
 
 
 def _show(folder: Path) -> None:

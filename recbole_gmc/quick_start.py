@@ -14,7 +14,7 @@ from texttable import Texttable
 from recbole_gmc import launch, lookup, quick, values
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.evaluate import per_user, single
+from recbole_gmc.evaluate import dense_lists, domain_run, per_user
 from recbole_gmc.evaluate.popularity import popular
 from recbole_gmc.evaluate.topk import TopKTable
 
@@ -44,7 +44,7 @@ def quick_start(flags: Mapping[str, Any]) -> dict[str, TopKTable]:
     train, _, test = data.build()
     tables = {"popularity": _popularity(data, train, test, settings)}
     runs = quick.run("SASRec", dataset, [], _for_sasrec(settings, changed, folder))
-    tables["SASRec"] = single.union({domain: run.table for domain, run in runs.items()})
+    tables["SASRec"] = domain_run.union({domain: run.table for domain, run in runs.items()})
     tables[model] = TopKTable.read(folder / "topk.tsv", data.items)
     getLogger().info(f"All models on the same training rows and all test users:\n{side_by_side(tables)}")
     return tables
@@ -54,7 +54,7 @@ def _popularity(data: GMCDataset, train: Any, test: Any, settings: Mapping[str, 
     rows, held_out = SequenceRows.of(train), SequenceRows.of(test)
     if settings.get("max_prefixes"):
         rows = rows.last_prefixes(settings["max_prefixes"])
-    return popular(data.items, rows, held_out, tuple(data.original_user_token(held_out.user)), single.WIDTH)
+    return popular(data.items, rows, held_out, tuple(data.original_user_token(held_out.user)), dense_lists.WIDTH)
 
 
 def _for_sasrec(settings: Mapping[str, Any], changed: Mapping[str, Any], folder: Path) -> dict[str, Any]:

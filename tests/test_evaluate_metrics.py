@@ -19,7 +19,7 @@ from sklearn.metrics import ndcg_score
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import SettingError
-from recbole_gmc.evaluate import per_user, results, single
+from recbole_gmc.evaluate import dense_lists, domain_run, per_user, results, single
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.popularity import popular
 from recbole_gmc.evaluate.topk import TopKTable
@@ -165,7 +165,7 @@ def test_recbole_full_sort_agrees(domain):
     trainer = Trainer(config, network)
     trainer.eval_collector.data_collect(train)
     theirs = trainer.evaluate(test, load_best_model=False)
-    lists = single.lists_of(network, test._dataset, test, "A")
+    lists = dense_lists.lists_of(network, test._dataset, test, "A")
     ours = ListEvaluator(config, trainer.eval_collector)(lists, np.arange(1, len(lists.items) + 1))
     assert len(theirs) == 4 * len(METRICS) and 0 < theirs["recall@10"] < 1
     assert {name: ours[name] for name in theirs} == pytest.approx(dict(theirs), abs=1e-9)
@@ -185,7 +185,7 @@ def test_lists_are_as_long_as_the_largest_k(domain, tmp_path):
 def test_equal_scores_keep_the_order_of_the_catalogue(domain):
     config, train, test, network = prepared(domain, toy_model.Toy)
     torch.nn.init.zeros_(network.score.weight)
-    lists = single.lists_of(network, test._dataset, test, "A")
+    lists = dense_lists.lists_of(network, test._dataset, test, "A")
     assert (lists.ranked == np.arange(20)).all()
     assert lists.items.tokens["A"] == tuple(sorted(lists.items.tokens["A"]))
     assert (lists.rank == np.where(lists.target < 20, lists.target, -1)).all()
@@ -209,7 +209,7 @@ def test_popularity_counts_training_targets_and_breaks_ties_by_order():
 def test_the_lists_of_several_domains_join():
     one = table(ItemIndex.of({"A": "ab"}), [0, 0], [0, -1], [[1, 0], [0, -1]])
     two = table(ItemIndex.of({"B": "xyz"}), [0], [2], [[2, 0]])
-    joined = single.union({"A": one, "B": two})
+    joined = domain_run.union({"A": one, "B": two})
     assert joined.items.domains == ("A", "B") and joined.domain.tolist() == [0, 0, 1]
     assert joined.ranked.tolist() == [[1, 0], [0, -1], [4, 2]] and joined.target.tolist() == [0, -1, 4]
     assert joined.rank.tolist() == [1, -1, 0]

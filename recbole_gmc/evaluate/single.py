@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from time import perf_counter
@@ -15,43 +14,17 @@ import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader import TrainDataLoader
-from recbole.data.dataset import Dataset
-from recbole.evaluator import Collector
-from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
-from recbole.utils.case_study import full_sort_scores
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 from recbole_gmc.data.rows import last_of_each
-from recbole_gmc.errors import DependencyError, GMCError, SettingError
-from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.collector import ListEvaluator
+from recbole_gmc.evaluate.dense_lists import WIDTH, ShortLists, lists_of
+from recbole_gmc.evaluate.domain_run import DomainRun
+from recbole_gmc.evaluate.refusals import refusing
 from recbole_gmc.evaluate.split import hold_out
-from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.files import read_json, telling_where, write_json
-from recbole_gmc.items import ItemIndex
 from recbole_gmc.train.budget import Budget, BudgetReached
-from recbole_gmc.train.checkpoint import Checkpoint
 
-WITH_ENTITIES = ("GRU4RecKG", "KSR")  # sequential models that read a knowledge graph
 PRETRAINED = ("S3Rec",)  # models of RecBole whose training has two stages
-WIDTH = 20  # lists are at least as long as a default beam, so files of all models look alike
-
-
-@dataclass(frozen=True)
-class DomainRun:
-    """One model on one domain: its test lists, unrounded metrics, what it took, and what else its result file says.
-
-    ``label`` tells of a setting that is not the published one, ``limited`` that its budget ended training.
-    """
-
-    table: TopKTable
-    result: Mapping[str, float]
-    valid: Mapping[str, float]
-    parameters: int
-    epochs: int
-    seconds: Mapping[str, float]
-    label: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    limited: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,146 +180,7 @@ def test_domain(fitted: FittedDomain) -> DomainRun:
     return DomainRun(table, result, fitted.valid, parameters, epochs, seconds, facts=facts, limited=fitted.limited)
 
 
-FACTS = ("certified", "tokenizer", "reused", "precision", "hashes")
-
-
-def read_run(folder: Path, domain: str) -> DomainRun:
-    """What the run folder of a registered model on one domain holds."""
-    report = read_json(folder / "result.json")
-    return DomainRun(
-        table=TopKTable.read(folder / "topk.tsv", Checkpoint(folder).items),
-        result=report["average"],
-        valid=results.average(report["validation"]["metrics"], (domain,)),
-        parameters=report["parameters"]["model"] + report["parameters"]["adapter"],
-        epochs=sum(report["epochs"].values()),
-        seconds=report["seconds"],
-        label=report["label"],
-        facts={name: report[name] for name in FACTS if name in report},
-        limited=report["budget_limited"],
-    )
-
-
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Says in one line what RecBole, before any work, finds wrong with settings or data."""
-    try:
-        yield
-    except GMCError:
-        raise
-    except (ValueError, LookupError, AssertionError, RuntimeError) as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SettingError(
-            f"RecBole refuses this ({found})", what, "Mend the setting or column that it names"
-        ) from error
-
-
-class ShortLists(Collector):
-    """RecBole's collector for catalogues below the largest k, on which ``torch.topk`` would fail."""
-
-    def eval_batch_collect(self, scores_tensor: torch.Tensor, *rest: Any) -> None:
-        lacking = (0, max(0, max(self.topk) - scores_tensor.shape[1]))
-        super().eval_batch_collect(torch.nn.functional.pad(scores_tensor, lacking, value=-torch.inf), *rest)
-
-
-def refuse_other_kinds(model: str, settings: Mapping[str, Any]) -> None:
-    """Refuses models that cannot rank all items of a domain from its interactions alone.
-
-    Args:
-        settings: merged ones, those of the model's property file included.
-
-    Raises:
-        SettingError: a model that needs labels, a knowledge graph, or item columns that are not loaded.
-        DependencyError: a model that needs a package which is not installed.
-    """
-    try:
-        kind = get_model(model).type
-    except ImportError as error:
-        raise DependencyError(f"{model} needs a package that is not installed ({error})", "model") from error
-    if kind not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL) or model in WITH_ENTITIES:
-        what = f"{model} needs labels or a knowledge graph, which the protocol of this command does not have"
-        raise SettingError(what, "model", "Choose a general or sequential model, or call RecBole's run_recbole")
-    loaded = (settings.get("load_col") or {}).get("item") or ()
-    for key in ("selected_features", "item_attribute"):
-        names = settings.get(key) or ()
-        for name in [names] if isinstance(names, str) else names:
-            if name not in loaded:
-                mend = "Name columns of .item, and load them: --load_col={inter: [...], item: [item_id, <columns>]}"
-                raise SettingError(f"column {name!r} is not loaded", key, mend)
-
-
 def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoader:
     data = train._dataset
     kept = data.inter_feat[last_of_each(data.inter_feat[data.uid_field], n)]
     return TrainDataLoader(config, data.copy(kept), train._sampler, shuffle=train.shuffle)
-
-
-@torch.no_grad()
-def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str, width: int = WIDTH) -> TopKTable:
-    """Lists of ``width`` from RecBole's full-sort scores; equal scores keep the catalogue's order."""
-    network.eval()
-    device = next(network.parameters()).device
-    tokens = dataset.field2id_token[dataset.iid_field]
-    items = ItemIndex.of({domain: tokens[1:].tolist()})
-    row = np.array([-1, *(items.row_of[domain][token] for token in tokens[1:])])
-    item_of_row = torch.from_numpy(np.argsort(row)[1:])
-    users, ranked, scores = dataset.inter_feat[dataset.uid_field], [], []
-    for part in users.split(1024):
-        dense = full_sort_scores(part.numpy(), network, test, device).cpu()[:, item_of_row]
-        best = dense.sort(dim=1, descending=True, stable=True)
-        short = (0, max(0, width - dense.shape[1]))  # a catalogue below width ends in -1 with no score
-        ranked.append(torch.nn.functional.pad(best.indices[:, :width], short, value=-1).numpy())
-        scores.append(torch.nn.functional.pad(best.values[:, :width], short, value=-torch.inf).numpy())
-    return TopKTable(
-        items=items,
-        domain=np.zeros(len(users), np.int64),
-        user=tuple(dataset.id2token(dataset.uid_field, users)),
-        target=row[dataset.inter_feat[dataset.iid_field].numpy()],
-        ranked=np.concatenate(ranked).astype(np.int64),
-        scores=np.concatenate(scores).astype(np.float32),
-        certified=np.ones(len(users), bool),
-    )
-
-
-def union(tables: Mapping[str, TopKTable]) -> TopKTable:
-    """The tables of several domains as one."""
-    items = ItemIndex({domain: table.items.tokens[domain] for domain, table in tables.items()})
-    parts = []
-    for position, (domain, table) in enumerate(tables.items()):
-        shift = items.rows(domain).start
-        target, ranked = (np.where(rows >= 0, rows + shift, -1) for rows in (table.target, table.ranked))
-        parts.append(replace(table, items=items, domain=np.full(len(table), position), target=target, ranked=ranked))
-    arrays = ("domain", "target", "ranked", "scores", "certified")
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
-    return TopKTable(items=items, user=tuple(user for part in parts for user in part.user), **joined)
-
-
-def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun], settings: Mapping[str, Any]) -> None:
-    """result.json and topk.tsv of one model run once a domain, and the table on the terminal."""
-    table = union({domain: run.table for domain, run in runs.items()})
-    result = {f"{domain}/{name}": run.result[name] for domain, run in runs.items() for name in _plain(run, domain)}
-    users = {domain: len(run.table) for domain, run in runs.items()}
-    for name in _plain(next(iter(runs.values())), next(iter(runs))):
-        result[name] = sum(users[d] * run.result[name] for d, run in runs.items()) / sum(users.values())
-    report = {
-        **results.head(model, dataset, settings["seed"], table, result),
-        "validation": {"metrics": {domain: dict(run.valid) for domain, run in runs.items()}},
-        "parameters": {"model": {domain: run.parameters for domain, run in runs.items()}, "adapter": 0},
-        "seconds": {f"{what}:{domain}": s for domain, run in runs.items() for what, s in run.seconds.items()},
-        "epochs": {domain: run.epochs for domain, run in runs.items()},
-        "hashes": results.hashes(table),
-        "versions": results.versions(),
-        "settings": dict(settings),
-    }
-    report["label"] = next(iter(runs.values())).label
-    report["budget_limited"] = any(run.limited for run in runs.values())
-    if any(run.facts for run in runs.values()):
-        report["runs"] = {domain: dict(run.facts) for domain, run in runs.items()}
-    with telling_where(folder, "Free some space, or name another run_dir, and run again"):
-        table.write(folder / "topk.tsv")
-        write_json(folder / "result.json", report)
-    getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
-    getLogger().info(f"Results are in {folder}")
-
-
-def _plain(run: DomainRun, domain: str) -> list[str]:
-    return [name for name in run.result if not name.startswith(f"{domain}/")]
