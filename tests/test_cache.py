@@ -138,7 +138,7 @@ def test_processes_may_race_for_the_same_keys(cache):
     for racer in racers:
         racer.start()
     for racer in racers:
-        racer.join(30)
+        racer.join(240)
     assert [racer.exitcode for racer in racers] == [0, 0, 0]
     assert not [path.name for path in (cache.root / "kind").glob(".*") if path.name != ".lock"]
 
