@@ -77,6 +77,16 @@ def runs(tmp_path_factory) -> SimpleNamespace:
     return made
 
 
+def test_the_validation_lists_are_of_the_users_and_weights_that_were_measured(runs):
+    lines = [line.split("\t") for line in (runs.cli / "valid_topk.tsv").read_text().splitlines()[1:]]
+    for domain in ("Big", "Small"):
+        known = {user: items for user, items in histories(runs.root, domain).items() if len(items) >= 4}
+        assert {line[1]: line[2] for line in lines if line[0] == domain} == {u: items[-2] for u, items in known.items()}
+    ranks = [int(line[3]) for line in lines]
+    ndcg = sum(1 / log2(rank + 2) for rank in ranks if 0 <= rank < 10) / len(ranks)
+    assert ndcg == pytest.approx(runs.result["validation"]["score"])
+
+
 def test_one_seed_gives_one_result(runs):
     """Row 21 of the fault matrix."""
     other = read_json(runs.api / "result.json")
@@ -118,7 +128,7 @@ def test_nothing_is_written_elsewhere(runs):
         *("Big", "Small", "cache-cli", "cache-api", "cli", "api", "settings.json", "returned.json")
     }
     assert {path.name for path in runs.cli.iterdir()} == {
-        *("result.json", "topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard")
+        *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard")
     }
 
 

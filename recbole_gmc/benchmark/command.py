@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from recbole_gmc.benchmark import board, tables
+from recbole_gmc.benchmark import board, compare, tables
 from recbole_gmc.benchmark import run as cells
 from recbole_gmc.benchmark.board import Board
 from recbole_gmc.benchmark.plan import Benchmark, parse
@@ -15,6 +15,7 @@ from recbole_gmc.files import new_file
 HELP = """\
 usage: recbole-gmc benchmark --models=GMC,SASRec,... --dataset=<name> [--seeds=3] [--config_files="a.yaml"]
                              [--<key>=<value> ...]
+       recbole-gmc benchmark --compare=A,B [--on=valid|test] [--output=<folder> | --dataset=<name>]
 
 Runs every model with every seed on the same domains, each as a process of its own, and prints one table. Called again
 with the same --output it goes on: what is done is not done again, an interrupted cell starts from its last checkpoint
@@ -33,6 +34,9 @@ or its beginning, a failed one is tried again. The tables are written to --outpu
                     it is marked budget-limited and left out of the marks and of significance (default none)
   --dry-run         lists the cells and what is known of them
   --<key>=<value>   any setting, for all models
+  --compare         runs nothing: holds A against B (and others) by a paired bootstrap over users and seeds, on
+                    validation unless --on=test. A and B are run folders, or such names without their -<seed>, in
+                    --output (of --dataset: runs/benchmark-<dataset>), else as paths
 
 The tables are refused unless all models were asked the same: test targets and candidates are found again in the raw
 files by code that no model uses, and held against every list, rank and metric of every cell.
@@ -47,14 +51,16 @@ FILES = {
 }
 
 
-def run(arguments: Sequence[str]) -> Board | None:
-    """Runs, checks, prints and writes; ``None`` for a dry run.
+def run(arguments: Sequence[str]) -> Board | str | None:
+    """Runs, checks, prints and writes; ``None`` for a dry run, the text of a comparison that is asked for.
 
     Raises:
         SettingError: bad flags, or an output folder with cells of other settings or data.
         DataError: cells that were not asked the same; no table is written then.
         RunError: a cell is not done.
     """
+    if any(word.partition("=")[0] == "--compare" for word in arguments):
+        return compare.run(arguments)
     benchmark, dry = parse(arguments)
     if dry:
         print(listing(benchmark))

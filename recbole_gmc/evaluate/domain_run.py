@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recbole_gmc.evaluate import results
-from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
 from recbole_gmc.files import read_json, telling_where, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.train.checkpoint import Checkpoint
@@ -23,7 +23,8 @@ FACTS = ("certified", "tokenizer", "reused", "precision", "hashes")
 class DomainRun:
     """One model on one domain: its test lists, unrounded metrics, what it took, and what else its result file says.
 
-    ``label`` tells of a setting that is not the published one, ``limited`` that its budget ended training.
+    ``watched`` holds the validation users' lists by the same weights, ``None`` where there are no such users. ``label``
+    tells of a setting that is not the published one, ``limited`` that its budget ended training.
     """
 
     table: TopKTable
@@ -32,6 +33,7 @@ class DomainRun:
     parameters: int
     epochs: int
     seconds: Mapping[str, float]
+    watched: TopKTable | None = None
     label: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     limited: bool = False
@@ -39,9 +41,11 @@ class DomainRun:
 
 def read_run(folder: Path, domain: str) -> DomainRun:
     """What the run folder of a registered model on one domain holds."""
-    report = read_json(folder / "result.json")
+    report, items = read_json(folder / "result.json"), Checkpoint(folder).items
+    watched = folder / VALID_LISTS
     return DomainRun(
-        table=TopKTable.read(folder / "topk.tsv", Checkpoint(folder).items),
+        table=TopKTable.read(folder / LISTS, items),
+        watched=TopKTable.read(watched, items) if watched.is_file() else None,
         result=report["average"],
         valid=results.average(report["validation"]["metrics"], (domain,)),
         parameters=report["parameters"]["model"] + report["parameters"]["adapter"],
@@ -67,8 +71,9 @@ def union(tables: Mapping[str, TopKTable]) -> TopKTable:
 
 
 def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun], settings: Mapping[str, Any]) -> None:
-    """result.json and topk.tsv of one model run once a domain, and the table on the terminal."""
+    """result.json, topk.tsv and valid_topk.tsv of a model run once a domain, and the table on the terminal."""
     table = union({domain: run.table for domain, run in runs.items()})
+    watched = {domain: run.watched for domain, run in runs.items() if run.watched is not None}
     result = {f"{domain}/{name}": run.result[name] for domain, run in runs.items() for name in _plain(run, domain)}
     users = {domain: len(run.table) for domain, run in runs.items()}
     for name in _plain(next(iter(runs.values())), next(iter(runs))):
@@ -88,7 +93,9 @@ def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun],
     if any(run.facts for run in runs.values()):
         report["runs"] = {domain: dict(run.facts) for domain, run in runs.items()}
     with telling_where(folder, "Free some space, or name another run_dir, and run again"):
-        table.write(folder / "topk.tsv")
+        table.write(folder / LISTS)
+        if watched:
+            union(watched).write(folder / VALID_LISTS)
         write_json(folder / "result.json", report)
     getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
     getLogger().info(f"Results are in {folder}")

@@ -31,13 +31,14 @@ PRETRAINED = ("S3Rec",)  # models of RecBole whose training has two stages
 class FittedDomain:
     """One of RecBole's models, trained on one domain by RecBole's own steps and not tested yet.
 
-    ``score`` is the validation metric's, unrounded; ``users`` counts those who decided it. ``first`` is what a stage of
-    pre-training left, ``limited`` tells that the budget ended training.
+    ``watched`` and ``test`` are the loaders of both. ``score`` is the validation metric's, unrounded; ``users`` counts
+    those who decided it. ``first`` is what a stage of pre-training left, ``limited`` that the budget ended training.
     """
 
     config: Config
     network: torch.nn.Module
     trainer: Any
+    watched: Any
     test: Any
     domain: str
     score: float
@@ -95,7 +96,9 @@ def fit_domain(
     seconds = perf_counter() - started
     score, best = trainer.best_valid_score, trainer.best_valid_result or {}
     rows = len(valid._dataset)
-    return FittedDomain(config, network, trainer, test, domain, score, best, rows, seconds, first, budget.reached)
+    return FittedDomain(
+        config, network, trainer, valid, test, domain, score, best, rows, seconds, first, budget.reached
+    )
 
 
 def _prepared(
@@ -172,12 +175,14 @@ def test_domain(fitted: FittedDomain) -> DomainRun:
     table = lists_of(network, test._dataset, test, fitted.domain, width)
     result = ListEvaluator(config, trainer.eval_collector)(table, np.arange(1, len(table.items) + 1))
     seconds = {"train": fitted.seconds, "test": perf_counter() - started}
+    users = len(fitted.watched._dataset)
+    watched = lists_of(network, fitted.watched._dataset, fitted.watched, fitted.domain, width) if users else None
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     facts: dict[str, Any] = {}
     if fitted.first is not None:
         seconds, facts = {"pretrain": fitted.first.seconds, **seconds}, {"pretrain_epochs": fitted.first.epochs}
     epochs = len(trainer.train_loss_dict)
-    return DomainRun(table, result, fitted.valid, parameters, epochs, seconds, facts=facts, limited=fitted.limited)
+    return DomainRun(table, result, fitted.valid, parameters, epochs, seconds, watched, "", facts, fitted.limited)
 
 
 def _shortened(config: Config, train: TrainDataLoader, n: int) -> TrainDataLoader:

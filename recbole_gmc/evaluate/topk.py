@@ -13,6 +13,7 @@ from recbole_gmc.errors import DataError
 from recbole_gmc.files import new_file
 from recbole_gmc.items import ItemIndex
 
+LISTS, VALID_LISTS = "topk.tsv", "valid_topk.tsv"  # of a run's test and validation users
 MISSING = "-1"
 
 

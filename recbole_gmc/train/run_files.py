@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
-from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
 from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.copies import DomainCopies
@@ -95,12 +95,18 @@ def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, fl
     publish(trainer, table, summary(trainer, table, result, parameters, weights, tokenizer=trainer.record.tokenizer))
 
 
+def write_valid(trainer: StageTrainer, table: TopKTable) -> None:
+    """valid_topk.tsv: the lists of all validation users by the weights that are tested, for choices between runs."""
+    with telling_where(folder := run_dir(trainer.config), AGAIN):
+        table.write(folder / VALID_LISTS)
+
+
 def publish(trainer: StageTrainer, table: TopKTable, report: Mapping[str, Any]) -> None:
     """Writes topk.tsv and result.json, and shows the table on the terminal."""
     folder = run_dir(trainer.config)
     with telling_where(folder, AGAIN):
         folder.mkdir(parents=True, exist_ok=True)
-        table.write(folder / "topk.tsv")
+        table.write(folder / LISTS)
         write_json(folder / "result.json", dict(report))
     title = f"{report['model']} on {report['dataset']}, test"
     TABLES.info(f"{title}:\n{results.draw(report)}\nResults are in {folder}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import hash_of
-from recbole_gmc.train import state
+from recbole_gmc.train import run_files, state
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
 from recbole_gmc.train.precision import use_bf16
@@ -121,13 +121,16 @@ class StageTrainer(RankingTrainer):
         loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
         self._stages(train, valid, watched, loop)
         if valid is not None:
-            result = self._measure(valid, show_progress)
+            table = self.rank(valid, tuple(valid_data._dataset.original_user_token(valid.user)), show_progress)
+            result = self._metrics(table)
             self.best_valid_score = calculate_valid_score(result, self.valid_metric)
             self.best_valid_result = self._rounded(result)
             if verbose:
                 self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.best_valid_result))
         if saved:
             self._write()
+            if valid is not None:
+                run_files.write_valid(self, table)
         return self.best_valid_score, self.best_valid_result
 
     def _run(
