@@ -160,6 +160,14 @@ class T5Settings:
     activation: str = key("feed_forward_proj", "relu", choices=("relu", "gated-gelu"))
 
 
+@dataclass(frozen=True)
+class PrefixSettings:
+    """A loss of the IDs' prefixes beside that of the whole IDs (not in the paper)."""
+
+    beta: float = key("prefix_beta", 0.0, least=0.0)
+    eta: float = key("prefix_eta", 0.0, least=0.0)
+
+
 LAYERS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")  # T5's names for its matrices
 
 
@@ -226,5 +234,5 @@ class DataSettings:
 
 GROUPS = (
     *(DataSettings, TextSettings, TokenizerSettings, T5Settings, LoraSettings, SharingSettings, TrainSettings),
-    DecodeSettings,
+    *(PrefixSettings, DecodeSettings),
 )

@@ -7,6 +7,8 @@ dropouts are folded into the matrices once a step (``weights``), and gradients a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
@@ -27,14 +29,21 @@ class PackedT5:
         t5: owner of the parameters, plain or with one active LoRA adapter; its mode (``train`` or ``eval``) decides
             about dropout.
         dtype: of products and activations, fp32 or bf16; the weights and their gradients stay as they are.
+        weigh: from the labels' log-probabilities [n, L] to how often each counts in the loss [n, L]; a matter of each
+            row alone. ``None``: once.
 
     Example:
         >>> network = PackedT5(t5, torch.bfloat16)                              # doctest: +SKIP
         >>> network.backward(input_ids, sizes, labels, chunk_tokens=16_384)     # doctest: +SKIP
     """
 
-    def __init__(self, t5: T5ForConditionalGeneration, dtype: torch.dtype = torch.float32) -> None:
-        self.t5, self.config, self.dtype = t5, t5.config, dtype
+    def __init__(
+        self,
+        t5: T5ForConditionalGeneration,
+        dtype: torch.dtype = torch.float32,
+        weigh: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.t5, self.config, self.dtype, self.weigh = t5, t5.config, dtype, weigh
         self.eps, self.heads = t5.config.layer_norm_epsilon, t5.config.num_heads
         self._masks: dict[float, DropoutMasks] = {}
         self._seed = 0
@@ -149,7 +158,7 @@ class PackedT5:
             x = self._feed_forward(weights, name, x)
         head = weights["head"]
         mask = self._mask(self._p, *x.shape)
-        return sublayers.Head.apply(x, head, labels.flatten(), mask, self.eps, *head.masters)
+        return sublayers.Head.apply(x, head, labels, mask, self.eps, self.weigh, *head.masters)
 
     # ---- sublayers -------------------------------------------------------------------------------------------------
 

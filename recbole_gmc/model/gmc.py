@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from functools import cached_property
+from dataclasses import asdict
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -20,10 +21,19 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.decode.products import onednn_batched, trains_by_onednn
 from recbole_gmc.model.copies import DomainWeights, weights_of_domains
 from recbole_gmc.model.forward import PackedT5
+from recbole_gmc.model.prefix_loss import level_weights
 from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.recommender import Recommender
-from recbole_gmc.settings import DecodeSettings, LoraSettings, SharingSettings, T5Settings, TokenizerSettings, read
+from recbole_gmc.settings import (
+    DecodeSettings,
+    LoraSettings,
+    PrefixSettings,
+    SharingSettings,
+    T5Settings,
+    TokenizerSettings,
+    read,
+)
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 
@@ -50,7 +60,7 @@ class GMC(SequentialRecommender):
         self.items = dataset.items
         self.vocabulary = Vocabulary(tokenizer.levels, tokenizer.codebook_size)
         self.seed: int = config["seed"]
-        self.t5_settings = read(T5Settings, config)
+        self.t5_settings, self.prefix = read(T5Settings, config), read(PrefixSettings, config)
         self.t5 = build_t5(self.t5_settings, self.vocabulary)
         self.adapters: DomainWeights | None = None
         self._network: PackedT5 | None = None
@@ -102,7 +112,7 @@ class GMC(SequentialRecommender):
         )
 
     def loss(self, rows: SequenceRows) -> Tensor:
-        """Mean cross-entropy over the L codes of the targets (eq. 8)."""
+        """Mean cross-entropy over the L codes of the targets (eq. 8), and of their prefixes where that is asked for."""
         return self._packed(torch.float32).loss(*self._sequences(rows))
 
     def backward(self, rows: SequenceRows, dtype: torch.dtype, chunk_tokens: int) -> Tensor:
@@ -122,7 +132,8 @@ class GMC(SequentialRecommender):
 
     def _packed(self, dtype: torch.dtype) -> PackedT5:
         if self._network is None or self._network.t5 is not self.t5 or self._network.dtype != dtype:
-            self._network = PackedT5(self.t5, dtype)
+            weigh = partial(level_weights, **asdict(self.prefix)) if self.prefix.beta else None
+            self._network = PackedT5(self.t5, dtype, weigh)
         return self._network
 
     def _sequences(self, rows: SequenceRows) -> tuple[Tensor, Tensor, Tensor]:

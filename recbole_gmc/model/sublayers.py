@@ -201,28 +201,33 @@ class CrossAttention(torch.autograd.Function):
 
 
 class Head(torch.autograd.Function):
-    """Summed cross-entropy of the labels [n] from decoder states [T, d], of which the first n count."""
+    """Summed cross-entropy of the labels [n, L] from decoder states [T, d], of which the first n * L count.
+
+    ``weigh`` says from the labels' log-probabilities [n, L] how often each counts; ``None`` is once.
+    """
 
     @staticmethod
-    def forward(ctx, x, matrix, labels, drop, eps, *masters) -> Tensor:
+    def forward(ctx, x, matrix, labels, drop, eps, weigh, *masters) -> Tensor:
         length = row_length(x, eps)
         normed = cleared(unit(x, length), drop)
-        logits, _ = product(normed[: len(labels)], matrix, None)
+        logits, _ = product(normed[: labels.numel()], matrix, None)
         log_prob = logits.log_softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        ctx.save_for_backward(x, length, normed, labels, log_prob)
+        found = log_prob.gather(1, labels.view(-1, 1))
+        times = None if weigh is None else weigh(found.view(labels.shape)).view(-1, 1)
+        ctx.save_for_backward(x, length, normed, labels.flatten(), log_prob, times)
         ctx.matrix, ctx.drop = matrix, drop
-        return log_prob.gather(1, labels[:, None]).sum().neg_()
+        return (found if times is None else found * times).sum().neg_()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple:
-        x, length, normed, labels, log_prob = ctx.saved_tensors
+        x, length, normed, labels, log_prob, times = ctx.saved_tensors
         d_logits = log_prob.exp()
         d_logits[torch.arange(len(labels), device=labels.device), labels] -= 1
-        d_logits = d_logits.mul_(gradient).to(x.dtype)
+        d_logits = d_logits.mul_(gradient if times is None else gradient * times).to(x.dtype)
         seen = normed[: len(labels)]
-        d_seen, d_head = product_backward(d_logits, seen, ctx.matrix, None, None, ctx.needs_input_grad[5:])
+        d_seen, d_head = product_backward(d_logits, seen, ctx.matrix, None, None, ctx.needs_input_grad[6:])
         d_normed = F.pad(d_seen, (0, 0, 0, len(x) - len(labels)))
-        return unit_backward(cleared(d_normed, ctx.drop), x, length), *[None] * 4, *d_head
+        return unit_backward(cleared(d_normed, ctx.drop), x, length), *[None] * 5, *d_head
 
 
 class Embedding(torch.autograd.Function):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KIND = "unified"
 VERSION = 2  # goes up when equal settings would train other weights
 SETTINGS = (
-    *("seed", "shuffle", "learner", "clip_grad_norm", "MAX_ITEM_LIST_LENGTH"),
+    *("seed", "shuffle", "learner", "clip_grad_norm", "MAX_ITEM_LIST_LENGTH", "prefix_beta", "prefix_eta"),
     *("valid_metric", "topk", "beam_size", "beam_search", "decode_precision"),  # these choose the epoch
 )
 
