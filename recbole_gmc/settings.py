@@ -147,6 +147,15 @@ class TokenizerSettings:
 
 
 @dataclass(frozen=True)
+class CooccurrenceSettings:
+    """What users take one after the other, beside the text that becomes IDs (not in the paper)."""
+
+    weight: float = key("tokenizer_cooccurrence_weight", 0.0, least=0.0)
+    window: int = key("tokenizer_cooccurrence_window", 5, least=1)
+    dim: int = key("tokenizer_cooccurrence_dim", 64, least=1)
+
+
+@dataclass(frozen=True)
 class T5Settings:
     """The unified recommender's network (paper section 4.2)."""
 
@@ -234,5 +243,5 @@ class DataSettings:
 
 GROUPS = (
     *(DataSettings, TextSettings, TokenizerSettings, T5Settings, LoraSettings, SharingSettings, TrainSettings),
-    *(PrefixSettings, DecodeSettings),
+    *(CooccurrenceSettings, PrefixSettings, DecodeSettings),
 )

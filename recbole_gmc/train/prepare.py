@@ -9,13 +9,15 @@ import torch
 from recbole.config import Config
 
 from recbole_gmc.data.domains import GMCDataset
-from recbole_gmc.embed import embed, refuse_missing
+from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.embed import TextEmbeddings, embed, refuse_missing
 from recbole_gmc.errors import TokenizerError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import cache_dir
-from recbole_gmc.settings import SharingSettings, TextSettings, TokenizerSettings, read
+from recbole_gmc.settings import CooccurrenceSettings, SharingSettings, TextSettings, TokenizerSettings, read
 from recbole_gmc.tokenizer import tokenize
 from recbole_gmc.tokenizer.apart import tokenize_apart
+from recbole_gmc.tokenizer.cooccurrence import cooccurrences, with_cooccurrence
 from recbole_gmc.tokenizer.kmeans import require_faiss
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
@@ -56,11 +58,29 @@ def semantic_ids(config: Config, dataset: GMCDataset, device: torch.device, prog
     embeddings = embed(texts, read(TextSettings, config), cache, device=device, progress=progress)
     settings = read(TokenizerSettings, config)
     how = tokenize if read(SharingSettings, config).tokenizer else tokenize_apart
-    made = how(embeddings, settings, seed=config["seed"], cache_dir=cache, device=device, progress=progress)
+    joined = _with_behaviour(config, dataset, embeddings)
+    made = how(joined, settings, seed=config["seed"], cache_dir=cache, device=device, progress=progress)
     inputs = {
         "items": dataset.items.fingerprint,
         "texts": texts.fingerprint,
-        "embeddings": embeddings.fingerprint,
+        "embeddings": joined.fingerprint,
         "semantic_ids": made.ids.fingerprint,
     }
     return Prepared(made.ids, made.quality, inputs)
+
+
+def _with_behaviour(config: Config, dataset: GMCDataset, text: TextEmbeddings) -> TextEmbeddings:
+    """The vectors that become IDs: the text's, and those of the training rows where the settings give them weight.
+
+    Args:
+        dataset: the training part, whose rows know nothing of what is held out.
+    """
+    settings = read(CooccurrenceSettings, config)
+    if not settings.weight or read(TokenizerSettings, config).ids_path is not None:
+        return text
+    rows = SequenceRows.of(dataset)
+    history, length, target = (part.numpy() for part in (rows.history, rows.length, rows.target))
+    counts = cooccurrences(history, length, target, len(text.items), settings.window)
+    joined = TextEmbeddings(text.items, with_cooccurrence(text.items, text.vectors, counts, settings, config["seed"]))
+    text.refuse_change()
+    return joined
