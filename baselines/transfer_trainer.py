@@ -142,7 +142,7 @@ class TransferTrainer(StageTrainer):
     def _put(self, found: Checkpoint) -> None:
         put(found, self.model)
 
-    def _write_results(self, table: TopKTable, result: Result) -> None:
+    def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows) -> None:
         model = self.model
         networks = {domain: model.of_domain(domain) for domain in model.items.domains}
         parameters = {

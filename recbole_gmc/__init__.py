@@ -27,6 +27,12 @@ registry.register(
     dataset="recbole_gmc.data.domains:GMCDataset",
 )
 registry.register(
+    "GMCPlus",
+    "recbole_gmc.model.gmcplus:GMCPlus",
+    trainer="recbole_gmc.train.gmcplus_trainer:GMCPlusTrainer",
+    dataset="recbole_gmc.data.domains:GMCDataset",
+)
+registry.register(
     "TIGER",
     "recbole_gmc.baselines.tiger:TIGER",
     trainer="recbole_gmc.train.trainer:GMCTrainer",

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
+from recbole_gmc import registry
 from recbole_gmc.model.copies import weights_of_domains
-from recbole_gmc.model.seq2seq import build_t5
-from recbole_gmc.model.vocabulary import Vocabulary
-from recbole_gmc.recommender import ListRecommender, Recommender
-from recbole_gmc.settings import DecodeSettings, LoraSettings, SharingSettings, T5Settings, read
+from recbole_gmc.recommender import ListRecommender
+from recbole_gmc.settings import DecodeSettings, LoraSettings, SharingSettings, read
 from recbole_gmc.train.checkpoint import Checkpoint
 
 
@@ -27,19 +26,22 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> ListRecommen
         from recbole_gmc.baselines import transfer_trainer
 
         return transfer_trainer.load(found, device)
+    kind: Any = registry.load(registry.entry(found.config["model"]).model)
     with torch.random.fork_rng(devices=[]):
-        t5 = build_t5(read(T5Settings, found.config), Vocabulary.of(found.ids))
-        found.load_into(t5)
-        states = dict.fromkeys(found.ids.items.domains, t5.state_dict())
+        network = kind.rebuilt(found.config, found.ids, found.text)
+        found.load_into(network)
+        states = dict.fromkeys(found.ids.items.domains, network.state_dict())
         if found.adapters is not None:
             lora, sharing = read(LoraSettings, found.config), read(SharingSettings, found.config)
-            adapters = weights_of_domains(t5, found.ids.items.domains, lora, sharing)
+            adapters = weights_of_domains(network, found.ids.items.domains, lora, sharing)
             adapters.load(found.adapters)
             states = {domain: adapters.merged_state(domain) for domain in states}
-    return Recommender(
-        found.ids,
-        t5.config,
+    return kind.serving(
+        network,
         {domain: {name: tensor.to(device) for name, tensor in state.items()} for domain, state in states.items()},
+        ids=found.ids,
+        text=found.text,
+        mix=found.mix,
         max_items=found.config["MAX_ITEM_LIST_LENGTH"],
         decode=read(DecodeSettings, found.config),
         device=device,

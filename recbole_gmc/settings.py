@@ -225,7 +225,7 @@ class DecodeSettings:
     """Constrained beam search."""
 
     beam_size: int = key("beam_size", 20, least=1)
-    search: str = key("beam_search", "beam", choices=("beam", "exact"))
+    search: str = key("beam_search", "beam", choices=("auto", "beam", "exact"))
     precision: str = key("decode_precision", "fp32", choices=("fp32", "bf16"))
     gemm: str = key("gemm", "auto", choices=("auto", "torch", "onednn"))
     memory_mb: int = key("decode_memory_mb", 256, least=1)

@@ -47,7 +47,7 @@ class SequenceRows:
 
     def select(self, index: Tensor) -> SequenceRows:
         """The rows at ``index`` (positions int64 or a mask bool [n])."""
-        return SequenceRows(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
+        return type(self)(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
     def of_domain(self, domain: int) -> SequenceRows:
         """The rows of the domain at position ``domain``."""
@@ -58,7 +58,7 @@ class SequenceRows:
         return self.select(last_of_each(self.user, n))
 
     def to(self, device: torch.device | str) -> SequenceRows:
-        return SequenceRows(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
+        return type(self)(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 def last_of_each(user: Tensor, n: int) -> Tensor:

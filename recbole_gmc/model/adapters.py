@@ -64,7 +64,7 @@ class DomainAdapters:
             raise GMCError(f"adapters need distinct domains, not {list(self.domains)}")
         self._adapter = {safe_name(domain, "domain"): f"d{i}" for i, domain in enumerate(self.domains)}
         self._config = LoraConfig(
-            task_type="SEQ_2_SEQ_LM",
+            task_type="SEQ_2_SEQ_LM" if isinstance(t5, T5ForConditionalGeneration) else None,
             r=settings.rank,
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,

@@ -87,7 +87,7 @@ def _trainer(folder: Path, precision: str, options: SpeedOptions) -> tuple[GMCTr
     draw = np.random.default_rng(options.seed)
     keys = draw.choice(CODES**LEVELS, len(model.items), replace=False, shuffle=False)
     paths = np.stack(np.unravel_index(keys, (CODES,) * LEVELS), axis=1)
-    model.set_semantic_ids(SemanticIds(model.items, paths, CODES))
+    model.set_inputs(SemanticIds(model.items, paths, CODES))
     trainer = get_trainer(config["MODEL_TYPE"], "GMC")(config, model)
     return trainer, SequenceRows.of(train).to(config["device"])
 

@@ -8,10 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, telling_where, write_json
 from recbole_gmc.items import ItemIndex
@@ -25,6 +28,8 @@ POINTER = "checkpoint.json"
 NEEDED = ("config.json", "model.safetensors", "progress.json", "progress.safetensors")
 IDS = "semantic_ids"  # of the models that generate them; others have ITEMS instead
 ITEMS = "items.json"
+TEXT = "text.safetensors"  # rows in the order of the semantic IDs' items
+MIX = "mix.json"
 RETRY = "Take the checkpoint of another run, or train again"
 
 
@@ -85,11 +90,22 @@ def save(
     t5: Mapping[str, Tensor],
     adapters: DomainWeights | None,
     progress: Progress,
+    text: TextEmbeddings | None = None,
+    mix: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes the checkpoint of a model that generates semantic IDs."""
+    """Writes the checkpoint of a model that generates semantic IDs.
+
+    Args:
+        text: embeddings of the items that ``ids`` are for, where the network reads them.
+        mix: domain -> weight of the dense head in the ranking, where there is one.
+    """
 
     def parts(work: Path) -> None:
         ids.save(work / IDS)
+        if text is not None:
+            save_tensors(work / TEXT, {"text": torch.from_numpy(np.asarray(text.vectors))})
+        if mix is not None:
+            write_json(work / MIX, dict(mix))
         if adapters is not None:
             adapters.save(work / adapters.FOLDER)
 
@@ -184,6 +200,18 @@ class Checkpoint:
         if not self.has_ids:
             raise CheckpointError("it has no semantic IDs", str(self.folder), "Give the checkpoint of another model")
         return SemanticIds.load(self._place / IDS)
+
+    @property
+    def text(self) -> TextEmbeddings | None:
+        """Text embeddings of the items, where the network reads them."""
+        if not (self._place / TEXT).is_file():
+            return None
+        return TextEmbeddings(self.items, self.tensors(TEXT)["text"].numpy())
+
+    @property
+    def mix(self) -> dict[str, float] | None:
+        """Domain -> weight of the dense head in the ranking, where there is one."""
+        return self.json(MIX) if (self._place / MIX).is_file() else None
 
     def here(self) -> dict[str, Any]:
         """The settings of the run, with the places of today: its folder may have been moved or copied."""

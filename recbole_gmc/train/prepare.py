@@ -24,11 +24,15 @@ from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 @dataclass(frozen=True)
 class Prepared:
-    """Semantic IDs, the quality figures of the tokenizer, and the hashes of what they were made of."""
+    """Semantic IDs, the quality figures of the tokenizer, and the hashes of what they were made of.
+
+    ``text`` holds the text embeddings that the IDs were made of, if any.
+    """
 
     ids: SemanticIds
     quality: dict[str, Any]
     inputs: dict[str, str]
+    text: TextEmbeddings | None = None
 
 
 def refuse_unfit(config: Config, items: ItemIndex) -> None:
@@ -66,7 +70,7 @@ def semantic_ids(config: Config, dataset: GMCDataset, device: torch.device, prog
         "embeddings": joined.fingerprint,
         "semantic_ids": made.ids.fingerprint,
     }
-    return Prepared(made.ids, made.quality, inputs)
+    return Prepared(made.ids, made.quality, inputs, embeddings)
 
 
 def _with_behaviour(config: Config, dataset: GMCDataset, text: TextEmbeddings) -> TextEmbeddings:

@@ -14,7 +14,7 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.ranking import rank_rows
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.model.gmc import GMC
+from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.places import checkpoint_dir
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import run_files, state
@@ -26,9 +26,9 @@ Result = dict[str, float]
 class RankingTrainer(Trainer):
     """A RecBole Trainer for a model that gives the best items instead of a score for every item."""
 
-    model: GMC
+    model: GenerativeRecommender
 
-    def __init__(self, config: Config, model: GMC) -> None:
+    def __init__(self, config: Config, model: GenerativeRecommender) -> None:
         super().__init__(config, model)
         self.settings = read(TrainSettings, config)
         if self.settings.cpu_threads:
@@ -60,7 +60,7 @@ class RankingTrainer(Trainer):
         result = self._metrics(table)
         if self._valid_data is not None and eval_data is not self._valid_data:
             self.record.seconds["test"] = perf_counter() - started
-            self._write_results(table, result)
+            self._write_results(table, result, rows)
         self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
         return self._rounded(result)
 
@@ -68,7 +68,8 @@ class RankingTrainer(Trainer):
         """Loads a checkpoint into the model."""
         run_files.put(checkpoint, self.model)
 
-    def _write_results(self, table: TopKTable, result: Result) -> None:
+    def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows) -> None:
+        """``table`` holds the lists of ``rows``, the test users."""
         run_files.write_results(self, table, result)
 
     def _say_what_is_short(self, table: TopKTable) -> None:

@@ -14,7 +14,7 @@ from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
 from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.copies import DomainCopies
-from recbole_gmc.model.gmc import GMC
+from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.places import run_dir
 from recbole_gmc.train import checkpoint
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
@@ -53,10 +53,12 @@ def save(trainer: GMCTrainer, progress: Progress) -> None:
         t5=model.plain_state(),
         adapters=model.adapters,
         progress=progress,
+        text=model.text,
+        mix=model.mix,
     )
 
 
-def put(found: Checkpoint, model: GMC) -> None:
+def put(found: Checkpoint, model: GenerativeRecommender) -> None:
     """Loads a checkpoint's IDs, unified weights and adapters into a model made for the same items.
 
     Raises:
@@ -70,18 +72,19 @@ def put(found: Checkpoint, model: GMC) -> None:
             str(found.folder),
             "Use the same data and domains",
         )
-    model.set_semantic_ids(found.ids)
+    model.set_inputs(found.ids, found.text)
+    model.mix = found.mix
     weights = found.weights()
     if model.adapters is not None:
         model.adapters.load_backbone(weights)
     else:
-        found.load_into(model.t5)
+        found.load_into(model.network)
     if found.adapters is not None:
         (model.adapters or model.add_adapters()).load(found.adapters)
 
 
-def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float]) -> None:
-    """result.json, topk.tsv and semantic_ids/, and the table on the terminal."""
+def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float], **more: Any) -> None:
+    """result.json (with ``more`` in it), topk.tsv and semantic_ids/, and the table on the terminal."""
     model, adapters = trainer.model, trainer.model.adapters
     whole = sum(tensor.numel() for tensor in _unique(model.plain_state()))
     parameters: dict[str, Any] = {"model": whole, "adapter": 0}
@@ -92,7 +95,8 @@ def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, fl
     weights = hash_of_weights({domain: model.plain_state(domain) for domain in model.items.domains})
     with telling_where(folder := run_dir(trainer.config), AGAIN):
         model.semantic_ids.export(folder / "semantic_ids")
-    publish(trainer, table, summary(trainer, table, result, parameters, weights, tokenizer=trainer.record.tokenizer))
+    more = {"tokenizer": trainer.record.tokenizer, **more}
+    publish(trainer, table, summary(trainer, table, result, parameters, weights, **more))
 
 
 def write_valid(trainer: StageTrainer, table: TopKTable) -> None:

@@ -77,6 +77,10 @@ class StageTrainer(RankingTrainer):
         """Writes the checkpoint folder."""
         raise NotImplementedError
 
+    def _units(self, train: SequenceRows) -> SequenceRows:
+        """What batches are drawn from: the rows one by one, unless a model takes several at once."""
+        return train
+
     def _rows_an_epoch(self, train: SequenceRows) -> int:
         """How many of the rows an epoch takes."""
         return len(train)
@@ -144,7 +148,7 @@ class StageTrainer(RankingTrainer):
         """One stage in RecBole's loop, its best weights put in place at the end."""
         if stage.name in self.record.done:
             return
-        started = perf_counter()
+        started, train = perf_counter(), self._units(train)
         title = set_color("Stage", "pink") + f" {stage.name}"
         self.logger.info(f"{title}: {len(train):,} rows, {stage.epochs} epochs at most")
         self._enter(stage, self._rows_an_epoch(train))

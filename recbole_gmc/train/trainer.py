@@ -14,7 +14,7 @@ from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.items import ItemIndex
-from recbole_gmc.model.gmc import GMC
+from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.settings import LoraSettings, SharingSettings, read
 from recbole_gmc.train import estimate, run_files, unified_cache
 from recbole_gmc.train.checkpoint import Progress
@@ -29,9 +29,9 @@ class GMCTrainer(StageTrainer):
     A batch is i.i.d.; its histories are packed into rows of a few widths.
     """
 
-    model: GMC
+    model: GenerativeRecommender
 
-    def __init__(self, config: Config, model: GMC) -> None:
+    def __init__(self, config: Config, model: GenerativeRecommender) -> None:
         if model.semantic_ids is None and not config["resume"]:
             self._refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
         super().__init__(config, model)
@@ -53,7 +53,7 @@ class GMCTrainer(StageTrainer):
         if self.model.label:
             self.logger.info(f"{self.config['model']} in a {self.model.label}")
         self._set_ids(dataset, show_progress)
-        estimate.log(self, train, watched)
+        estimate.log(self, self._units(train), watched)
 
     def _stages(
         self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
@@ -70,7 +70,7 @@ class GMCTrainer(StageTrainer):
             return
         started = perf_counter()
         made = self._make_ids(dataset, show_progress)
-        self.model.set_semantic_ids(made.ids)
+        self.model.set_inputs(made.ids, made.text)
         self.record.tokenizer = made.quality
         self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
         self.record.spend("tokenizer", perf_counter() - started)
@@ -139,7 +139,7 @@ class GMCTrainer(StageTrainer):
 
     def _trained(self) -> list[torch.nn.Parameter]:
         if self.stage.domain is None:
-            return list(self.model.t5.parameters())
+            return list(self.model.network.parameters())
         return list(self.model.adapters.train_parameters(self.stage.domain))
 
     def backward(self, rows: SequenceRows) -> Tensor:
@@ -153,13 +153,13 @@ class GMCTrainer(StageTrainer):
         """A copy of what the stage trains."""
         if self.stage.domain is not None:
             return self.model.adapters.snapshot(self.stage.domain)
-        return {name: tensor.detach().clone() for name, tensor in self.model.t5.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self.model.network.state_dict().items()}
 
     def restore(self, weights: dict[str, Tensor]) -> None:
         if self.stage.domain is not None:
             self.model.adapters.restore(self.stage.domain, weights)
         else:
-            self.model.t5.load_state_dict(weights)
+            self.model.network.load_state_dict(weights)
 
     def _save(self, progress: Progress) -> None:
         run_files.save(self, progress)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from recbole_gmc.cache import Cache
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.files import hash_of, read_json, write_json
-from recbole_gmc.model.adapters import backbone_fingerprint
 from recbole_gmc.places import cache_dir
 from recbole_gmc.train.stage import Stage
 
@@ -38,11 +37,7 @@ def key(trainer: GMCTrainer, stage: Stage, train: SequenceRows, watched: Sequenc
         torch.get_num_threads(),
     ]
     settings = {name: trainer.config[name] for name in SETTINGS}
-    start = [
-        trainer.model.semantic_ids.fingerprint,
-        backbone_fingerprint(trainer.model.t5),
-        trainer.model.t5.config.dropout_rate,
-    ]
+    start = trainer.model.starting_point()
     return hash_of("unified", VERSION, start, asdict(stage), settings, arithmetic, *[part for r in rows for part in r])
 
 
@@ -51,7 +46,7 @@ def reuse(trainer: GMCTrainer, name: str, found_key: str) -> bool:
     entry = Cache(cache_dir(trainer.config)).get(KIND, found_key)
     if entry is None:
         return False
-    trainer.model.t5.load_state_dict(load_file(entry / "model.safetensors"))
+    trainer.model.network.load_state_dict(load_file(entry / "model.safetensors"))
     facts = read_json(entry / "facts.json")
     trainer.record.curve += facts["curve"]
     trainer.record.spend(name, facts["seconds"])

@@ -1,0 +1,226 @@
+"""GMCPlus as RecBole sees it: the item-wise decoder with a dense head, on the tokenizer and the stages of GMC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_gmc.data.domains import GMCDataset
+from recbole_gmc.data.windows import Windows
+from recbole_gmc.embed.embeddings import TextEmbeddings
+from recbole_gmc.errors import SettingError
+from recbole_gmc.mixed_recommender import MixedRecommender
+from recbole_gmc.model.generative import GenerativeRecommender
+from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
+from recbole_gmc.model.objectives import alignment_loss, codes_loss, dense_loss
+from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.settings import Lookup, key, read
+from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+
+AUTO = "auto"
+EVEN = 0.5  # the weight while it is not chosen yet
+
+
+@dataclass(frozen=True)
+class MixSettings:
+    """What is learned beside the codes, and how the final ranking mixes it in."""
+
+    weight: float | str = key("dense_weight", AUTO)
+    alignment: float = key("alignment_weight", 0.0, least=0.0)
+    temperature: float = key("alignment_temperature", 0.07, above=0.0)
+
+    def __post_init__(self) -> None:
+        if self.weight != AUTO and not (isinstance(self.weight, float) and 0 <= self.weight <= 1):
+            raise SettingError(f"{self.weight!r} is no weight", "dense_weight", "Write auto, or a number from 0 to 1")
+
+
+class GMCPlus(GenerativeRecommender):
+    """One item-wise decoder over the items of all domains, with one LoRA adapter a domain.
+
+    Codes and dense head share the item vectors and the states; the softmax of the dense head is over the items of the
+    target's own domain. A domain's list is ordered by ``(1 - w) * log p(codes) + w * log p(item)``.
+    """
+
+    own_settings = (ItemwiseSettings, MixSettings)
+    network: ItemwiseNetwork
+
+    def __init__(self, config: Config, dataset: GMCDataset) -> None:
+        super().__init__(config, dataset)
+        self.itemwise, self.mixing = read(ItemwiseSettings, config), read(MixSettings, config)
+        self.mix = dict.fromkeys(self.items.domains, self.first_weight)
+        self.network = ItemwiseNetwork(self.itemwise, self.vocabulary, len(self.items), 0, self.max_items)
+        self.register_buffer("text_rows", None, persistent=False)
+
+    @property
+    def first_weight(self) -> float:
+        """The weight of the dense head before any is chosen."""
+        if not self.itemwise.dense:
+            return 0.0
+        return EVEN if self.mixing.weight == AUTO else float(self.mixing.weight)
+
+    @property
+    def chooses_weight(self) -> bool:
+        return self.itemwise.dense and self.mixing.weight == AUTO
+
+    # ---- inputs and weights --------------------------------------------------------------------------------------
+
+    def set_inputs(self, ids: SemanticIds, text: TextEmbeddings | None = None) -> None:
+        self.text = text if self.itemwise.text else None
+        self.vocabulary = Vocabulary.of(ids)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = _built(self.itemwise, self.vocabulary, len(self.items), self.text, self.max_items)
+        self.network, self.text_rows = network.to(self.codes.device), None
+        if self.text is not None:
+            rows = torch.from_numpy(np.asarray(self.text.vectors))
+            network.text.fit(rows.to(self.codes.device))
+            self.text_rows = rows.to(self.codes.device)
+        self._set_codes(ids)
+
+    def starting_point(self) -> list[Any]:
+        text = [] if self.text is None else [self.text.fingerprint]
+        return [
+            self.semantic_ids.fingerprint,
+            *text,
+            self._base_fingerprint(),
+            asdict(self.itemwise),
+            asdict(self.mixing),
+        ]
+
+    @staticmethod
+    def rebuilt(config: Lookup, ids: SemanticIds, text: TextEmbeddings | None) -> ItemwiseNetwork:
+        longest = config["MAX_ITEM_LIST_LENGTH"]
+        return _built(read(ItemwiseSettings, config), Vocabulary.of(ids), len(ids.items), text, longest)
+
+    @staticmethod
+    def serving(
+        network: ItemwiseNetwork,
+        states: Mapping[str, Mapping[str, Tensor]],
+        *,
+        ids: SemanticIds,
+        text: TextEmbeddings | None,
+        mix: Mapping[str, float] | None,
+        **how: Any,
+    ) -> MixedRecommender:
+        return MixedRecommender(ids, text, network, states, mix or {}, **how)
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def losses(self, windows: Windows) -> Tensor:
+        """[T]: the loss of every position that is a target; the codes', the dense head's and the alignment's added."""
+        catalogue, start = self._catalogue(windows)
+        history = (windows.history + start[:, None]).clamp(min=0)
+        states, place = self.network.states(catalogue, history, windows.length)
+        taken = windows.counted.flatten()[place]
+        states, place = states[taken], place[taken]
+        target, owner = windows.next_items.flatten()[place], place // windows.history.shape[1]
+        codes = self.codes[target]
+        found = codes_loss(self.network.level_logits(states, codes), codes)
+        target, domain = target + start[owner], windows.domain[owner]
+        if self.itemwise.dense:
+            for name, rows in self.by_domain(domain):
+                span = self.items.rows(name)
+                first = span.start + int(start[owner[rows[0]]])
+                items = catalogue[first : first + span.stop - span.start]
+                found = found.index_add(0, rows, dense_loss(states[rows], items, target[rows] - first))
+        if self.mixing.alignment:
+            aligned = alignment_loss(states, catalogue[target], target, self.mixing.temperature)
+            found = found + self.mixing.alignment * aligned
+        return found
+
+    def _catalogue(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        """The items of the domains that a batch holds, [n, d], and what to add to each window's rows [B] to find them.
+
+        Made once a step: histories, dense head and alignment read them.
+        """
+        names = [self.items.domains[number] for number in windows.domain.unique().tolist()]
+        parts, shift, begin = [], torch.zeros_like(windows.domain), 0
+        for name in names:
+            span = self.items.rows(name)
+            text = None if self.text_rows is None else self.text_rows[span]
+            parts.append(self.network.items(self.codes[span], text, span))
+            shift[windows.domain == self.items.domains.index(name)] = begin - span.start
+            begin += span.stop - span.start
+        return torch.cat(parts), shift
+
+    def loss(self, windows: Windows) -> Tensor:
+        """The mean over all targets."""
+        return self.losses(windows).mean()
+
+    def backward(self, windows: Windows, dtype: torch.dtype, chunk_tokens: int) -> Tensor:
+        """Adds the gradient of ``loss`` to the parameters and returns its value.
+
+        Args:
+            windows: an i.i.d. batch.
+            dtype: fp32 or bf16, of products and activations.
+            chunk_tokens: positions held at once; fewer need less memory, the gradient stays.
+        """
+        targets, total = int(windows.fresh.sum()), torch.zeros((), device=self.codes.device)
+        for part in _chunks(windows, chunk_tokens):
+            with torch.autocast(self.codes.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                loss = self.losses(part).sum() / targets
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        rows = self._rows(interaction)
+        return self.loss(Windows(**vars(rows), fresh=torch.ones_like(rows.length)))
+
+    # ---- scores --------------------------------------------------------------------------------------------------
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """[B]: the exact score of each row's item, in its own domain."""
+        rows = self._rows(interaction)
+        scores = torch.empty(len(rows), device=rows.target.device)
+        for domain, users in self.by_domain(rows.domain):
+            if self.adapters is not None:
+                self.adapters.activate(domain)
+            span, weight = self.items.rows(domain), self.mix[domain]
+            text = None if self.text_rows is None else self.text_rows[span]
+            items = self.network.items(self.codes[span], text, span)
+            history = (rows.history[users] - span.start).clamp(min=0)
+            states = self.network.last_states(items, history, rows.length[users])
+            codes = self.codes[rows.target[users]]
+            found = -codes_loss(self.network.level_logits(states, codes), codes)
+            dense = -dense_loss(states, items, rows.target[users] - span.start)
+            scores[users] = (1 - weight) * found + weight * dense
+        return scores
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """[B, items]: the exact score of every item of the user's domain, -inf for all others."""
+        history, length = self._histories(interaction)
+        scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
+        recommender = self.recommender()
+        for domain, users in self.by_domain(self.domain_of_row[history[:, 0]]):
+            columns = self.item_of_row[self.items.rows(domain)]
+            scores[users[:, None], columns] = recommender.scores(domain, history[users], length[users])
+        return scores
+
+
+def _built(
+    settings: ItemwiseSettings, vocabulary: Vocabulary, items: int, text: TextEmbeddings | None, max_items: int
+) -> ItemwiseNetwork:
+    return ItemwiseNetwork(settings, vocabulary, items, 0 if text is None else text.dim, max_items)
+
+
+def _chunks(windows: Windows, positions: int) -> Iterator[Windows]:
+    """The windows in order, in parts of at most so many positions where one window alone has no more."""
+    end = windows.length.cumsum(0)
+    if int(end[-1]) <= positions:
+        yield windows
+        return
+    first = 0
+    while first < len(windows):
+        before = int(end[first - 1]) if first else 0
+        last = max(int(torch.searchsorted(end, before + positions, right=True)), first + 1)
+        yield windows.select(torch.arange(first, last, device=end.device))
+        first = last

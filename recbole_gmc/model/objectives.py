@@ -1,0 +1,46 @@
+"""What the item-wise decoder learns from: codes, items, and the agreement of states and items."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def codes_loss(logits: Tensor, codes: Tensor) -> Tensor:
+    """[T]: -log p(item) = the sum of the levels' cross-entropies.
+
+    Args:
+        logits: [T, L, N], each level's after the codes before it.
+        codes: int64 [T, L].
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
+
+
+def dense_loss(states: Tensor, items: Tensor, target: Tensor) -> Tensor:
+    """[T]: cross-entropy over all items of a domain.
+
+    Args:
+        states: [T, d].
+        items: [n, d], the domain's.
+        target: int64 [T], rows of ``items``.
+    """
+    return F.cross_entropy((states @ items.T).float(), target, reduction="none")
+
+
+def alignment_loss(states: Tensor, items: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """[T]: symmetric InfoNCE between a state and its target's vector, the others of the batch as negatives.
+
+    Cosines divided by ``temperature``. Positions with the same target are no negatives of each other.
+
+    Args:
+        states: [T, d].
+        items: [T, d], the targets' vectors.
+        target: int64 [T].
+    """
+    logits = (F.normalize(states, dim=1) @ F.normalize(items, dim=1).T).float() / temperature
+    same = (target[:, None] == target) & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
+    logits = logits.masked_fill(same, -torch.inf)
+    own = torch.arange(len(target), device=target.device)
+    ways = (F.cross_entropy(one, own, reduction="none") for one in (logits, logits.T))
+    return sum(ways, start=torch.zeros_like(own, dtype=logits.dtype)) / 2
