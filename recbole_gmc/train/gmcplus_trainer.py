@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -53,6 +54,15 @@ class GMCPlusTrainer(GMCTrainer):
             told = ", ".join(f"{weight:g}: {score:.4f}" for weight, score in scores.items())
             title = set_color("Weight of the dense head", "blue") + f" in {domain}"
             self.logger.info(f"{title}: {self.model.mix[domain]:g} ({self.valid_metric} on validation {told})")
+
+    def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
+        """By beam search: a young network is unsure of everything, and an exact search would look at most prefixes."""
+        final = self.model.decode
+        self.model.decode = replace(final, search="beam")
+        try:
+            return super()._valid_epoch(valid_data, show_progress)
+        finally:
+            self.model.decode = final
 
     def backward(self, rows: Windows) -> Tensor:
         dtype = torch.bfloat16 if self.bf16 else torch.float32
