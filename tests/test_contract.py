@@ -59,6 +59,12 @@ QUANTISED = {"tokenizer": "rkmeans", "code_levels": 3, "codebook_size": 24, "cod
 MODELS: dict[str, dict[str, Any]] = {
     "SASRec": {**ENCODER, "learning_rate": 0.01, "train_batch_size": 128, "eval_step": 4, "epochs": 12},
     "GMC": {**T5, **QUANTISED, "epochs": 6, "lora_epochs": 1, "lora_train_batch_size": 128},
+    "GMCPlus": {
+        **QUANTISED,
+        **{"hidden_size": 32, "inner_size": 64, "n_layers": 1, "readout_size": 32},
+        **{"hidden_dropout_prob": 0.1, "attn_dropout_prob": 0.1, "learning_rate": 0.01, "train_batch_size": 64},
+        **{"epochs": 8, "eval_step": 4, "lora_epochs": 1},
+    },
     "TIGER": {**T5, **QUANTISED, "epochs": 6},
     "P5CID": {**T5, "cid_clusters": 21, "cid_leaf_size": 20, "epochs": 12},
     "IDGenRec": {**T5, "epochs": 6},

@@ -1,0 +1,87 @@
+"""Small item-wise decoders with strong opinions, and what they compute written out one number at a time."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import torch
+from torch import Tensor
+
+from recbole_gmc.decode.itemwise import ItemwiseSearch
+from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
+from recbole_gmc.model.vocabulary import Vocabulary
+
+LEVELS, CODES, ITEMS, TEXT = 3, 6, 40, 5
+SMALL = ItemwiseSettings(width=8, inner=12, layers=2, heads=2, readout=10)
+
+
+def network(seed: int = 0, settings: ItemwiseSettings = SMALL, sharp: float = 25.0) -> ItemwiseNetwork:
+    """Random weights, ``sharp`` times larger than at the start of training where codes are told apart."""
+    torch.manual_seed(seed)
+    made = ItemwiseNetwork(settings, Vocabulary(LEVELS, CODES), ITEMS, TEXT, max_items=6).eval()
+    with torch.no_grad():
+        made.tables.mul_(sharp)
+        for parameter in made.readouts.parameters():
+            parameter.mul_(sharp)
+        if made.vectors is not None:
+            made.vectors.normal_(std=0.3)
+    return made
+
+
+def catalogue(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Distinct codes [n, L] in no order, and text [n, D]."""
+    draw = torch.Generator().manual_seed(seed)
+    paths = torch.randperm(CODES**LEVELS, generator=draw)[:ITEMS]
+    codes = torch.stack([paths // CODES**2, paths // CODES % CODES, paths % CODES], 1)
+    return codes, torch.randn(ITEMS, TEXT, generator=draw)
+
+
+def histories(users: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    length = torch.randint(1, 7, (users,), generator=draw)
+    return torch.randint(ITEMS, (users, 6), generator=draw), length
+
+
+def search(made: ItemwiseNetwork, seed: int = 0) -> ItemwiseSearch:
+    codes, text = catalogue(seed)
+    return ItemwiseSearch(made, codes, text if made.text is not None else None, slice(0, ITEMS), CODES)
+
+
+def log_softmax(values: list[float]) -> list[float]:
+    whole = log(sum(exp(value) for value in values))
+    return [value - whole for value in values]
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def code_log_prob(made: ItemwiseNetwork, state: list[float], path: list[int]) -> float:
+    """One item's log-probability: its codes one after another, each among all codes of its level."""
+    total, seen = 0.0, list(state)
+    for level, code in enumerate(path):
+        table, readout = made.tables[level].tolist(), made.readouts[level]
+        inner = [
+            max(0.0, dot(row, seen) + bias)
+            for row, bias in zip(readout.wi.weight.tolist(), readout.wi.bias.tolist(), strict=True)
+        ]
+        outer = [
+            dot(row, inner) + bias
+            for row, bias in zip(readout.wo.weight.tolist(), readout.wo.bias.tolist(), strict=True)
+        ]
+        asked = [a + b for a, b in zip(state, outer, strict=True)]
+        total += log_softmax([dot(asked, row) for row in table])[code]
+        seen = [a + b for a, b in zip(seen, table[code], strict=True)]
+    return total
+
+
+def all_scores(made: ItemwiseNetwork, states: Tensor, weight: float, seed: int = 0) -> Tensor:
+    """[B, n]: the mix of both log-probabilities of every item, item by item."""
+    codes, text = catalogue(seed)
+    vectors = made.items(codes, text if made.text is not None else None, slice(0, ITEMS)).tolist()
+    rows = []
+    for state in states.tolist():
+        dense = log_softmax([dot(state, vector) for vector in vectors])
+        paths = [code_log_prob(made, state, path) for path in codes.tolist()]
+        rows.append([(1 - weight) * a + weight * b for a, b in zip(paths, dense, strict=True)])
+    return torch.tensor(rows)

@@ -1,0 +1,201 @@
+"""The item-wise decoder against its formulas written out: states, read-out, exact lists, beams, certificates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from itemwise_help import CODES, ITEMS, SMALL, all_scores, catalogue, histories, network, search
+
+from recbole_gmc.errors import GMCError, SettingError
+from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
+from recbole_gmc.model.objectives import alignment_loss, codes_loss, dense_loss
+
+WEIGHTS = (0.0, 0.3, 0.75, 1.0)
+
+
+@pytest.fixture(scope="module")
+def made() -> ItemwiseNetwork:
+    return network()
+
+
+@torch.no_grad()
+def items_of(made: ItemwiseNetwork) -> torch.Tensor:
+    codes, text = catalogue()
+    return made.items(codes, text if made.text is not None else None, slice(0, ITEMS))
+
+
+@torch.no_grad()
+def test_a_later_item_changes_no_earlier_state(made):
+    items, length = items_of(made), torch.tensor([6, 6])
+    history = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9, 6]])
+    states, _ = made.states(items, history, length)
+    one, other = states.view(2, 6, -1)
+    assert torch.equal(one[:4], other[:4])
+    assert not torch.allclose(one[4], other[4]) and not torch.allclose(one[5], other[5])
+
+
+@torch.no_grad()
+def test_a_state_does_not_depend_on_the_other_users(made):
+    items, (history, length) = items_of(made), histories(9)
+    states, place = made.states(items, history, length)
+    assert len(states) == int(length.sum())
+    for row in range(9):
+        alone, _ = made.states(items, history[row : row + 1, : length[row]], length[row : row + 1])
+        assert torch.allclose(states[place // 6 == row], alone, atol=1e-5)
+        assert place[place // 6 == row].tolist() == [6 * row + column for column in range(length[row])]
+    last = made.last_states(items, history, length)
+    assert torch.allclose(last[3], made.states(items, history[3:4], length[3:4])[0][-1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_item_is_the_sum_of_its_parts(made):
+    codes, text = catalogue()
+    whole = made.items(codes, text, slice(0, ITEMS))
+    for row in (0, 7):
+        parts = sum(made.tables[level, code] for level, code in enumerate(codes[row].tolist()))
+        centred = (text[row] - made.text.mean) / made.text.scale
+        parts = parts + made.text.linear.weight @ centred + made.vectors[row]
+        assert torch.allclose(whole[row], parts, atol=1e-5)
+
+
+def test_text_is_centred_and_scaled():
+    made, text = network(), 100 + 7 * catalogue()[1]
+    made.text.fit(text)
+    normed = (text - made.text.mean) / made.text.scale
+    assert torch.allclose(normed.mean(0), torch.zeros(5), atol=1e-4)
+    assert float(normed.square().sum(1).mean()) == pytest.approx(1.0, rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_scores_are_the_formulas(made, weight):
+    finder, (history, length) = search(made), histories(4)
+    states = finder.states(history, length)
+    assert torch.allclose(finder.scores(states, weight), all_scores(made, states, weight), atol=1e-4)
+
+
+@torch.no_grad()
+def test_training_reads_out_the_same(made):
+    finder, (history, length) = search(made), histories(5)
+    states, codes = finder.states(history, length), catalogue()[0]
+    logits = made.level_logits(states.repeat_interleave(ITEMS, 0), codes.repeat(5, 1))
+    loss = codes_loss(logits, codes.repeat(5, 1)).view(5, ITEMS)
+    assert torch.allclose(-loss, finder.codes(states), atol=1e-4)
+    dense = torch.stack([dense_loss(states, finder.vectors, torch.full((5,), item)) for item in range(ITEMS)], 1)
+    assert torch.allclose(-dense, finder.dense(states), atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("wanted", [1, 5, 60])
+def test_exact_lists_are_those_of_brute_force(made, weight, wanted):
+    finder, (history, length) = search(made), histories(8, seed=3)
+    with torch.no_grad():
+        states = finder.states(history, length)
+        truth = all_scores(made, states, weight)
+    found = finder.search(states, weight, wanted, exact=True)
+    assert found.certified.all() and found.items.shape == (8, wanted)
+    best = truth.sort(dim=1, descending=True)
+    kept = min(wanted, ITEMS)
+    assert found.items[:, :kept].tolist() == best.indices[:, :kept].tolist()
+    assert torch.allclose(found.scores[:, :kept], best.values[:, :kept], atol=1e-4)
+    assert (found.items[:, kept:] == -1).all() and (found.scores[:, kept:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_beams_that_cover_the_tree_find_the_same(made, weight):
+    finder, (history, length) = search(made), histories(8)
+    with torch.no_grad():
+        states = finder.states(history, length)
+    beam, exact = (finder.search(states, weight, ITEMS, exact) for exact in (False, True))
+    assert beam.certified.all()
+    assert torch.equal(beam.items, exact.items) and torch.equal(beam.scores, exact.scores)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_certificate_is_never_wrong_and_sometimes_missing(weight):
+    certified = []
+    for seed in range(4):
+        made = network(seed, sharp=12.0 if seed % 2 else 40.0)
+        finder, (history, length) = search(made), histories(60, seed)
+        with torch.no_grad():
+            states = finder.states(history, length)
+        for wanted in (1, 3):
+            beam, exact = (finder.search(states, weight, wanted, exact) for exact in (False, True))
+            right = (beam.items == exact.items).all(1)
+            assert right[beam.certified].all()
+            assert (beam.scores[:, -1] <= exact.scores[:, -1] + 1e-4).all()
+            certified.append(beam.certified)
+    certified = torch.cat(certified)
+    assert certified.any() and not certified.all()
+
+
+def test_equal_scores_are_ordered_by_code_path():
+    made = network()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+    finder, codes = search(made), catalogue()[0]
+    order = sorted(range(ITEMS), key=lambda row: codes[row].tolist())
+    for weight in WEIGHTS:
+        found = finder.search(torch.zeros(1, 8), weight, 7, exact=True)
+        assert found.items[0].tolist() == order[:7]
+
+
+def test_an_output_that_is_no_number_is_refused(made):
+    finder = search(made)
+    with pytest.raises(GMCError, match="not a number"):
+        finder.search(torch.full((2, 8), torch.nan), 0.0, 5, exact=True)
+
+
+@pytest.mark.parametrize("switch", [{"vectors": False}, {"text": False}, {"text": False, "vectors": False}])
+def test_switches_leave_their_parts_out(switch):
+    made = network(settings=replace(SMALL, **switch))
+    assert (made.vectors is None) == (switch.get("vectors") is False)
+    assert (made.text is None) == (switch.get("text") is False)
+    finder, (history, length) = search(made), histories(3)
+    with torch.no_grad():
+        states = finder.states(history, length)
+        assert torch.allclose(finder.scores(states, 0.5), all_scores(made, states, 0.5), atol=1e-4)
+
+
+@torch.no_grad()
+def test_without_an_item_table_new_items_are_scored_from_text_and_codes():
+    made = network(settings=replace(SMALL, vectors=False, dense=False))
+    assert not any(ITEMS in tensor.shape for tensor in made.state_dict().values())
+    codes, text = catalogue()
+    from recbole_gmc.decode.itemwise import ItemwiseSearch
+
+    few, all_of_them = (ItemwiseSearch(made, codes[:count], text[:count], None, CODES) for count in (ITEMS - 10, ITEMS))
+    history, length = torch.randint(ITEMS - 10, (4, 6)), torch.tensor([6, 3, 1, 2])
+    states = few.states(history, length)
+    assert torch.allclose(states, all_of_them.states(history, length), atol=1e-5)
+    assert torch.allclose(all_of_them.codes(states)[:, : ITEMS - 10], few.codes(states), atol=1e-5)
+    assert torch.isfinite(all_of_them.codes(states)).all()
+
+
+def test_a_copy_holds_other_weights_and_later_changes_do_not_reach_it(made):
+    state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    random = torch.get_rng_state()
+    copy = made.holding(state)
+    assert torch.equal(torch.get_rng_state(), random) and not copy.training
+    state["tables"].zero_()
+    assert torch.equal(copy.tables, made.tables)
+
+
+def test_alignment_written_out():
+    states, items = torch.randn(4, 3), torch.randn(4, 3)
+    target = torch.tensor([5, 2, 5, 7])
+    cosines = (torch.nn.functional.normalize(states) @ torch.nn.functional.normalize(items).T / 0.5).tolist()
+    found = alignment_loss(states, items, target, 0.5)
+    for row in range(4):
+        others = [column for column in range(4) if column == row or target[column] != target[row]]
+        here = torch.tensor([cosines[row][column] for column in others]).logsumexp(0) - cosines[row][row]
+        there = torch.tensor([cosines[column][row] for column in others]).logsumexp(0) - cosines[row][row]
+        assert float(found[row]) == pytest.approx(float(here + there) / 2, abs=1e-5)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(SettingError, match="hidden_size: 9 is not a multiple of n_heads 2"):
+        ItemwiseSettings(width=9, heads=2)
