@@ -326,6 +326,7 @@ def test_adapters_leave_the_unified_decoder_as_it_is(root):
 def test_predict_is_the_score_in_the_list(root, done):
     config, model, dataset, _, _, test = load_data_and_model(str(done.folder))
     interaction = test.dataset.inter_feat
+    model.eval()
     with torch.no_grad():
         one, every = model.predict(interaction), model.full_sort_predict(interaction)
     item = interaction[model.ITEM_ID]
