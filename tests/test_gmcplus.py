@@ -108,7 +108,7 @@ def test_stages_and_files(done):
     assert list(done.result["epochs"]) == ["unified", "lora:Big", "lora:Small"]
     assert {"tokenizer", "unified", "lora:Big", "lora:Small", "dense_weight", "test"} <= done.result["seconds"].keys()
     assert {path.name for path in done.folder.iterdir()} == {
-        *("result.json", "topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard")
+        *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard")
     }
     assert done.result["certified"]["all"] == 1.0
     assert done.result["parameters"]["adapter"] > 0
