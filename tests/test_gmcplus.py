@@ -23,7 +23,7 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.data.windows import Windows
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import read_json
-from recbole_gmc.model.objectives import alignment_loss, codes_loss, dense_loss
+from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
 from recbole_gmc.settings import T5Settings, keys_of
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.gmcplus_trainer import GRID
@@ -276,7 +276,7 @@ def test_the_loss_is_the_sum_of_its_parts(root):
                 after = torch.cat([windows.history[row, 1:size], windows.target[row : row + 1]])
                 codes = model.codes[after]
                 logits = model.network.level_logits(mine, codes)
-                expected.append(codes_loss(logits, codes) + dense_loss(mine, items, after - span.start))
+                expected.append(-code_log_probs(logits, codes).sum(1) + dense_loss(mine, items, after - span.start))
                 states.append(mine)
                 targets.append((items[after - span.start], after))
             expected = torch.cat(expected)
@@ -343,6 +343,7 @@ SWITCHES = {
     "no table": {"dense_head": False, "item_vectors": False},
     "no text": {"text_input": False},
     "alignment": {"alignment_weight": 0.5},
+    "prefix loss": {"prefix_beta": 0.1, "prefix_eta": 0.01},
     "beam": {"beam_search": "beam", "dense_weight": 0.3},
     "bf16": {"precision": "bf16", "chunk_tokens": 40},
     "apart": {"unified_recommender": False},

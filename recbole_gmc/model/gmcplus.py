@@ -19,9 +19,10 @@ from recbole_gmc.errors import SettingError
 from recbole_gmc.mixed_recommender import MixedRecommender
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
-from recbole_gmc.model.objectives import alignment_loss, codes_loss, dense_loss
+from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
+from recbole_gmc.model.prefix_loss import prefix_aware_loss
 from recbole_gmc.model.vocabulary import Vocabulary
-from recbole_gmc.settings import Lookup, key, read
+from recbole_gmc.settings import Lookup, PrefixSettings, key, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 AUTO = "auto"
@@ -54,6 +55,7 @@ class GMCPlus(GenerativeRecommender):
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         super().__init__(config, dataset)
         self.itemwise, self.mixing = read(ItemwiseSettings, config), read(MixSettings, config)
+        self.prefix = read(PrefixSettings, config)
         self.mix = dict.fromkeys(self.items.domains, self.first_weight)
         self.network = ItemwiseNetwork(self.itemwise, self.vocabulary, len(self.items), 0, self.max_items)
         self.register_buffer("text_rows", None, persistent=False)
@@ -122,7 +124,8 @@ class GMCPlus(GenerativeRecommender):
         states, place = states[taken], place[taken]
         target, owner = windows.next_items.flatten()[place], place // windows.history.shape[1]
         codes = self.codes[target]
-        found = codes_loss(self.network.level_logits(states, codes), codes)
+        log_probs = code_log_probs(self.network.level_logits(states, codes), codes)
+        found = prefix_aware_loss(log_probs, self.prefix.beta, self.prefix.eta)
         target, domain = target + start[owner], windows.domain[owner]
         if self.itemwise.dense:
             for name, rows in self.by_domain(domain):
@@ -189,7 +192,7 @@ class GMCPlus(GenerativeRecommender):
             history = (rows.history[users] - span.start).clamp(min=0)
             states = self.network.last_states(items, history, rows.length[users])
             codes = self.codes[rows.target[users]]
-            found = -codes_loss(self.network.level_logits(states, codes), codes)
+            found = code_log_probs(self.network.level_logits(states, codes), codes).sum(1)
             dense = -dense_loss(states, items, rows.target[users] - span.start)
             scores[users] = (1 - weight) * found + weight * dense
         return scores

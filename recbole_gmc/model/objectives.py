@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def codes_loss(logits: Tensor, codes: Tensor) -> Tensor:
-    """[T]: -log p(item) = the sum of the levels' cross-entropies.
+def code_log_probs(logits: Tensor, codes: Tensor) -> Tensor:
+    """[T, L]: each code's log-probability given those before it; their sum is that of the item.
 
     Args:
         logits: [T, L, N], each level's after the codes before it.
         codes: int64 [T, L].
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).sum(1)
+    return -F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
 
 
 def dense_loss(states: Tensor, items: Tensor, target: Tensor) -> Tensor:
