@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from recbole_gmc.errors import EmbeddingError, TokenizerError
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.settings import TokenizerSettings
-from recbole_gmc.tokenizer import index_file, quality
+from recbole_gmc.tokenizer import index_file, quality, residuals
 from recbole_gmc.tokenizer.assign import Assignment, make_unique, number_collisions, repair_codes
 from recbole_gmc.tokenizer.kmeans import require_faiss
 from recbole_gmc.tokenizer.learned import Learned
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SemanticIds", "Tokenization", "tokenize"]
 
-VERSION = 2  # goes up when equal settings would give other IDs
+VERSION = 3  # goes up when equal settings would give other IDs, or other figures of them
 KIND = "semantic_ids"
 
 logger = getLogger("recbole_gmc.tokenizer")
@@ -34,10 +34,14 @@ logger = getLogger("recbole_gmc.tokenizer")
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Semantic IDs and the JSON-able figures that say how good they are."""
+    """Semantic IDs, the JSON-able figures that say how good they are, and a sample of what each level quantised.
+
+    ``residuals`` is empty where IDs were imported.
+    """
 
     ids: SemanticIds
     quality: dict
+    residuals: residuals.Residuals = field(default_factory=dict)
 
 
 def tokenize(
@@ -79,11 +83,13 @@ def tokenize(
         with cache.put(KIND, key) as folder:
             made.ids.save(Path(folder) / "ids")
             write_json(Path(folder) / "quality.json", made.quality)
+            residuals.write(Path(folder) / residuals.NAME, made.residuals)
         return made
     logger.info("Semantic IDs: reused from the cache (%s)", entry)
     ids = SemanticIds.load(Path(entry) / "ids")
     # files hold domains by name; the embeddings' own index keeps the order of the run
-    return Tokenization(SemanticIds(embeddings.items, ids.codes, ids.codebook_size), read_json(entry / "quality.json"))
+    ids = SemanticIds(embeddings.items, ids.codes, ids.codebook_size)
+    return Tokenization(ids, read_json(entry / "quality.json"), residuals.read(entry / residuals.NAME))
 
 
 def _versions() -> dict[str, str]:
@@ -118,11 +124,12 @@ def _learned(
     else:
         made = make_unique(items, learned.codes, learned.latents, learned.codebooks)
     figures = _figures(embeddings, settings, learned, made.moved)
+    sample = residuals.sample(items, learned, seed)
     embeddings.refuse_change()
     ids = SemanticIds(items, made.codes, settings.codebook_size)
     figures["seconds"] = round(time.perf_counter() - start, 2)
     _log(figures)
-    return Tokenization(ids, figures)
+    return Tokenization(ids, figures, sample)
 
 
 def _imported(embeddings: TextEmbeddings, settings: TokenizerSettings) -> Tokenization:

@@ -33,14 +33,15 @@ def tokenize_apart(embeddings: TextEmbeddings, settings: TokenizerSettings, **ho
 
     items, size = embeddings.items, settings.codebook_size
     codes = np.empty((len(items), settings.levels), dtype=np.int32)
-    found = {}
+    found, residuals = {}, {}
     for position, (domain, tokens) in enumerate(items.tokens.items()):
         vectors = np.ascontiguousarray(embeddings.for_domain(domain), dtype=np.float32)
         made = tokenize(TextEmbeddings(ItemIndex({domain: tokens}), vectors), settings, **how)
         codes[items.rows(domain)] = made.ids.codes + position * size
         found[domain] = made.quality
+        residuals |= made.residuals
     embeddings.refuse_change()
-    return Tokenization(SemanticIds(items, codes, size * len(found)), _joined(items, found))
+    return Tokenization(SemanticIds(items, codes, size * len(found)), _joined(items, found), residuals)
 
 
 def _joined(items: ItemIndex, found: dict[str, dict[str, Any]]) -> dict[str, Any]:

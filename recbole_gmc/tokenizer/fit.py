@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from logging import getLogger
 
 import numpy as np
@@ -24,7 +24,7 @@ from recbole_gmc.tokenizer.kmeans import sample_size
 from recbole_gmc.tokenizer.learned import Learned
 from recbole_gmc.tokenizer.linear import use_onednn
 from recbole_gmc.tokenizer.losses import domain_contrastive_loss, quantization_loss, reconstruction_loss
-from recbole_gmc.tokenizer.quality import codes_used
+from recbole_gmc.tokenizer.quality import codes_used, perplexity
 from recbole_gmc.tokenizer.rkmeans import moments
 from recbole_gmc.tokenizer.rqvae import RQVAE
 from recbole_gmc.vectors import Vectors, sample_rows
@@ -66,10 +66,12 @@ def fit_rqvae(
 
 @dataclass
 class _Look:
-    """What the current state is worth, on the items that are looked at."""
+    """What the current state is worth, on the items that are looked at; a figure a level of how it uses its codes."""
 
     reconstruction: float
     collision_rate: float
+    codes_used: list[int]
+    perplexity: list[float]
 
     @property
     def score(self) -> float:
@@ -137,8 +139,7 @@ class _Training:
                 self._restart()
                 continue
             now = self._look()
-            entry = {"epoch": epoch, **losses, "reconstruction": now.reconstruction}
-            self.history.append(entry | {"collision_rate": now.collision_rate})
+            self.history.append({"epoch": epoch, **losses, **asdict(now)})
             bar.set_postfix(
                 loss=f"{losses['loss']:.4f}",
                 reconstruction=f"{now.reconstruction:.4f}",
@@ -244,7 +245,8 @@ class _Training:
 
     def _look(self) -> _Look:
         found = encode_all(self.encoded, self.looked_at, self.domains.numpy())
-        return _Look(self._over_variance(found.squared_error, len(self.looked_at)), found.collision_rate)
+        reconstruction = self._over_variance(found.squared_error, len(self.looked_at))
+        return _Look(reconstruction, found.collision_rate, codes_used(found.codes), perplexity(found.codes))
 
     def _over_variance(self, squared_error: float, count: int) -> float:
         return squared_error / count / self.variance if self.variance > 0 else 0.0

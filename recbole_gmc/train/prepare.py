@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from recbole_gmc.tokenizer import tokenize
 from recbole_gmc.tokenizer.apart import tokenize_apart
 from recbole_gmc.tokenizer.cooccurrence import cooccurrences, with_cooccurrence
 from recbole_gmc.tokenizer.kmeans import require_faiss
+from recbole_gmc.tokenizer.residuals import Residuals
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 
@@ -26,13 +27,15 @@ from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 class Prepared:
     """Semantic IDs, the quality figures of the tokenizer, and the hashes of what they were made of.
 
-    ``text`` holds the text embeddings that the IDs were made of, if any.
+    ``text`` holds the text embeddings that the IDs were made of, if any; ``residuals`` a sample of what each level
+    quantised.
     """
 
     ids: SemanticIds
     quality: dict[str, Any]
     inputs: dict[str, str]
     text: TextEmbeddings | None = None
+    residuals: Residuals = field(default_factory=dict)
 
 
 def refuse_unfit(config: Config, items: ItemIndex) -> None:
@@ -70,7 +73,9 @@ def semantic_ids(config: Config, dataset: GMCDataset, device: torch.device, prog
         "embeddings": joined.fingerprint,
         "semantic_ids": made.ids.fingerprint,
     }
-    return Prepared(made.ids, made.quality, inputs, embeddings)
+    if joined is not embeddings:
+        inputs["text_embeddings"] = embeddings.fingerprint
+    return Prepared(made.ids, made.quality, inputs, embeddings, made.residuals)
 
 
 def _with_behaviour(config: Config, dataset: GMCDataset, text: TextEmbeddings) -> TextEmbeddings:

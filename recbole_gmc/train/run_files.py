@@ -16,11 +16,14 @@ from recbole_gmc.logs import TABLES
 from recbole_gmc.model.copies import DomainCopies
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.places import run_dir
+from recbole_gmc.tokenizer import residuals
 from recbole_gmc.train import checkpoint
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
 from recbole_gmc.train.config_json import to_json
 
 if TYPE_CHECKING:
+    from recbole.config import Config
+
     from recbole_gmc.train.stages import StageTrainer
     from recbole_gmc.train.trainer import GMCTrainer
 
@@ -41,6 +44,12 @@ def refuse_changed(dataset: GMCDataset, before: Mapping[str, str]) -> None:
         if before.get(name) != digest:
             mend = "Put the file back, or start a new run"
             raise CheckpointError("the file has changed since the run began", name, mend)
+
+
+def write_residuals(config: Config, found: residuals.Residuals) -> None:
+    """What a report shows of the tokenizer's levels; the network itself is not kept."""
+    with telling_where(folder := run_dir(config), "Free some space, or name another run_dir"):
+        residuals.write(folder / residuals.NAME, found)
 
 
 def save(trainer: GMCTrainer, progress: Progress) -> None:

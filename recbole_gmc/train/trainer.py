@@ -71,6 +71,8 @@ class GMCTrainer(StageTrainer):
         started = perf_counter()
         made = self._make_ids(dataset, show_progress)
         self.model.set_inputs(made.ids, made.text)
+        if made.residuals:
+            run_files.write_residuals(self.config, made.residuals)
         self.record.tokenizer = made.quality
         self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
         self.record.spend("tokenizer", perf_counter() - started)
