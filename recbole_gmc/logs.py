@@ -39,6 +39,11 @@ def started_by(command: str) -> Iterator[None]:
         _command.reset(token)
 
 
+def command() -> str:
+    """The command line under way, as it was typed; empty for a call from Python."""
+    return _command.get() or ""
+
+
 def _call(config: Any) -> str:
     """The Python call of a run, with the settings that are not the model's own."""
     usual = config.internal_config_dict

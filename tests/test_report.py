@@ -83,7 +83,8 @@ def test_users_fall_into_groups_by_hand_counts(run, tmp_path):
 
 def test_examples_are_the_first_hits_and_the_first_miss(run, tmp_path):
     lists = read_lists(run / "topk.tsv")
-    shown = facts.examples(lists, {"D": read_domain(tmp_path / "data", "D")}, hits=1, misses=1)
+    data = {"D": read_domain(tmp_path / "data", "D")}
+    shown = facts.examples(lists, data, facts.chosen(lists, data, hits=1, misses=1))
     assert [(user.user, user.rank) for user in shown] == [("u0", 0), ("u2", -1)]
     assert shown[0].history == ("plain b", "plain c") and shown[0].target == EVIL
     assert shown[1].recommended == ("plain b",)  # a place past the catalogue holds no item

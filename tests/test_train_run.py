@@ -128,7 +128,8 @@ def test_nothing_is_written_elsewhere(runs):
         *("Big", "Small", "cache-cli", "cache-api", "cli", "api", "settings.json", "returned.json")
     }
     assert {path.name for path in runs.cli.iterdir()} == {
-        *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard")
+        *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "residuals.safetensors", "checkpoint"),
+        *("run.log", "tensorboard"),
     }
 
 

@@ -57,6 +57,8 @@ class Row:
 class Board:
     """Attributes:
     users: part -> test users.
+    interactions: domain -> how many, the held-out ones included.
+    asked: domain -> hashes of its test targets and of its candidates.
     adjusted: (part, metric, model) -> Holm-adjusted p of the paired t-test over users between the reference and it.
     """
 
@@ -67,6 +69,8 @@ class Board:
     rows: tuple[Row, ...]
     adjusted: Mapping[tuple[str, str, str], float]
     hashes: Mapping[str, str]
+    interactions: Mapping[str, int]
+    asked: Mapping[str, tuple[str, str]]
 
     def order(self, part: str, metric: str) -> list[str]:
         """The models that count, best first; variants are none."""
@@ -128,7 +132,18 @@ def build(benchmark: Benchmark) -> Board:
     adjusted = significance(means, masks, benchmark.reference)
     users = {part: int(mask.sum()) for part, mask in masks.items()}
     hashes = {"targets": truth.target_hash, "candidates": truth.candidate_hash}
-    return Board(benchmark.reference, tuple(masks), metrics, users, tuple(rows), adjusted, hashes)
+    each = {domain: truth.of(domain) for domain in benchmark.domains}
+    return Board(
+        reference=benchmark.reference,
+        parts=tuple(masks),
+        metrics=metrics,
+        users=users,
+        rows=tuple(rows),
+        adjusted=adjusted,
+        hashes=hashes,
+        interactions=truth.interactions,
+        asked={domain: (one.target_hash, one.candidate_hash) for domain, one in each.items()},
+    )
 
 
 def _of_user(lists: Lists, metric: str) -> np.ndarray:

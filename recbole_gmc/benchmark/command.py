@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from recbole_gmc.benchmark import board, compare, tables
+from recbole_gmc import logs
+from recbole_gmc.benchmark import board, compare, scenarios, tables
 from recbole_gmc.benchmark import run as cells
 from recbole_gmc.benchmark.board import Board
 from recbole_gmc.benchmark.plan import Benchmark, parse
@@ -26,8 +27,10 @@ or its beginning, a failed one is tried again. The tables are written to --outpu
   --ablations       all, or names joined by commas: variants of GMC, each with its change against GMC (the paper's
                     Table 4): without_shared_codebook, without_unified, without_domain_loss, without_lora,
                     full_finetuning; their settings are properties/ablation/<name>.yaml
+  --domain_sets     "A;A,B;A,B,C": runs each set of domains, and shows the quality in each domain over the interactions
+                    trained on (the paper's 5.4.3). Without a value: the first domain, the first two, and so on
   --seeds           3: `seed`, seed+1, seed+2; 7,9: these two (default 1)
-  --output          the folder of the cells (default runs/benchmark-<dataset>)
+  --output          the folder of the cells (default runs/benchmark-<dataset>); each domain set has one of its own there
   --config_files    settings for all models. A top-level key that is a model's name holds settings for it alone, over
                     the common ones:  GMC: {config_files: [properties/preset/cpu.yaml], epochs: 40}
   --budget_minutes  CPU minutes of a cell's process after which no further epoch starts. Its best weights are tested;
@@ -52,25 +55,82 @@ FILES = {
 
 
 def run(arguments: Sequence[str]) -> Board | str | None:
-    """Runs, checks, prints and writes; ``None`` for a dry run, the text of a comparison that is asked for.
+    """Runs, checks, prints and writes.
+
+    Returns:
+        The board; ``None`` for a dry run and for sets of domains, the text of a comparison that is asked for.
 
     Raises:
         SettingError: bad flags, or an output folder with cells of other settings or data.
         DataError: cells that were not asked the same; no table is written then.
         RunError: a cell is not done.
     """
-    if any(word.partition("=")[0] == "--compare" for word in arguments):
+    flags = {word.partition("=")[0] for word in arguments}
+    if "--compare" in flags:
         return compare.run(arguments)
+    if scenarios.WHERE in flags:
+        return run_sets(arguments)
     benchmark, dry = parse(arguments)
     if dry:
         print(listing(benchmark))
         return None
     cells.run_all(benchmark)
     found = show(benchmark)
-    if failed := [cell.name for cell in benchmark.cells if cells.status(cell) != cells.DONE]:
-        mend = f"Their logs are in {benchmark.output}; the same command tries them again"
-        raise RunError(f"{len(failed)} cells are not done: {', '.join(failed)}", "benchmark", mend)
+    refuse_undone([benchmark])
     return found
+
+
+def run_sets(arguments: Sequence[str]) -> None:
+    """The same for sets of domains: a benchmark each, then one comparison over the sets.
+
+    Raises:
+        As ``run``.
+    """
+    benchmarks, dry = scenarios.parse(arguments)
+    for benchmark in benchmarks:
+        if dry:
+            print(listing(benchmark))
+        else:
+            cells.refuse_other(benchmark)
+    if dry:
+        return
+    for number, benchmark in enumerate(benchmarks, 1):
+        print(f"Set {number} of {len(benchmarks)}: {', '.join(benchmark.domains)}", flush=True)
+        cells.run_all(benchmark)
+    done = [one for one in benchmarks if any(cells.status(cell) == cells.DONE for cell in one.cells)]
+    if not done:
+        raise RunError("no cell is done", str(benchmarks[0].output.parent), "See the .log files there")
+    show_sets({benchmark.domains: write(benchmark) for benchmark in done}, done[0].output.parent)
+    refuse_undone(benchmarks)
+
+
+def show_sets(boards: Mapping[scenarios.Domains, Board], folder: Path) -> None:
+    """The comparison over sets of domains, on the terminal and as files."""
+    from recbole_gmc.benchmark import scenario_page
+
+    found = scenarios.compare(boards)
+    drawn = scenarios.tables(found)
+    texts = {
+        "domain_sets.txt": tables.as_terminal(drawn, [scenarios.LEGEND]),
+        "domain_sets.md": tables.as_markdown(drawn, scenarios.LEGEND),
+        "domain_sets.tex": tables.as_latex(drawn, [scenarios.LEGEND]),
+        "domain_sets.csv": scenarios.as_csv(found),
+    }
+    for name, text in texts.items():
+        with new_file(folder / name) as file:
+            file.write(text)
+    page = scenario_page.write(found, folder, logs.command())
+    print(texts["domain_sets.txt"])
+    print(f"\nWritten: {', '.join(texts)}, {page.name} and figures/ in {folder}")
+
+
+def refuse_undone(benchmarks: Sequence[Benchmark]) -> None:
+    """Raises RunError that names the cells that are not done."""
+    undone = [cell for one in benchmarks for cell in one.cells if cells.status(cell) != cells.DONE]
+    if undone:
+        names = [str(cell.folder.relative_to(benchmarks[0].output.parent)) for cell in undone]
+        mend = f"Their logs are in {benchmarks[0].output.parent}; the same command tries them again"
+        raise RunError(f"{len(undone)} cells are not done: {', '.join(names)}", "benchmark", mend)
 
 
 def listing(benchmark: Benchmark) -> str:
@@ -87,6 +147,19 @@ def listing(benchmark: Benchmark) -> str:
 
 def show(benchmark: Benchmark) -> Board:
     """The tables of what is done, on the terminal and as files."""
+    found = write(benchmark)
+    print(tables.terminal(found))
+    print(f"\nWritten: {', '.join(FILES)} in {benchmark.output}")
+    return found
+
+
+def write(benchmark: Benchmark) -> Board:
+    """The tables of what is done as files.
+
+    Raises:
+        RunError: nothing is done.
+        DataError: a cell that was asked something else.
+    """
     if not any(cells.status(cell) == cells.DONE for cell in benchmark.cells):
         raise RunError("no cell is done", str(benchmark.output), "See the .log files there")
     for name in FILES:  # what an older call wrote does not stand beside cells that are refused now
@@ -95,6 +168,4 @@ def show(benchmark: Benchmark) -> Board:
     for name, draw in FILES.items():
         with new_file(benchmark.output / name) as file:
             file.write(draw(found))
-    print(tables.terminal(found))
-    print(f"\nWritten: {', '.join(FILES)} in {benchmark.output}")
     return found

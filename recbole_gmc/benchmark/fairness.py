@@ -25,10 +25,22 @@ MEND = "Remove this cell's folder and run the benchmark again"
 
 @dataclass(frozen=True)
 class Truth:
-    """What every model must have been asked: (domain, user) -> held-out item, and the candidates of each domain."""
+    """What every model must have been asked.
+
+    Attributes:
+        targets: (domain, user) -> held-out item.
+        candidates: of each domain.
+        interactions: how many each domain has, the held-out ones included.
+    """
 
     targets: Mapping[tuple[str, str], str]
     candidates: Mapping[str, frozenset[str]]
+    interactions: Mapping[str, int]
+
+    def of(self, domain: str) -> Truth:
+        """What is asked in one domain."""
+        targets = {key: item for key, item in self.targets.items() if key[0] == domain}
+        return Truth(targets, {domain: self.candidates[domain]}, {domain: self.interactions[domain]})
 
     @property
     def target_hash(self) -> str:
@@ -58,17 +70,18 @@ def read_truth(
         core: users and items with fewer interactions are removed until none is left.
     """
     targets: dict[tuple[str, str], str] = {}
-    candidates = {}
+    candidates, interactions = {}, {}
     for domain in domains:
         rows = _k_core(_rows(root / domain / f"{domain}.inter", fields), core)
         candidates[domain] = frozenset(item for _, item, _ in rows)
+        interactions[domain] = len(rows)
         histories: dict[str, list[tuple[float, int, str]]] = {}
         for line, (user, item, time) in enumerate(rows):
             histories.setdefault(user, []).append((time, line, item))
         for user, history in histories.items():
             if len(history) >= HELD_OUT_FROM:
                 targets[domain, user] = max(history)[2]
-    return Truth(targets, candidates)
+    return Truth(targets, candidates, interactions)
 
 
 def _rows(path: Path, fields: tuple[str, str, str]) -> list[tuple[str, str, float]]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from recbole_gmc import hooks, keys, lookup, quick, sections, values
 from recbole_gmc.benchmark import ablations
-from recbole_gmc.errors import SettingError
+from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.files import hash_of, safe_name
 from recbole_gmc.flags import flags_of
 from recbole_gmc.settings import DataSettings, read
 
-OWN = ("models", "ablations", "seeds", "output")
+OWN = ("models", "ablations", "domain_sets", "seeds", "output")
+DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume")  # the benchmark's own business
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
 
@@ -78,29 +79,46 @@ def parse(arguments: Sequence[str]) -> tuple[Benchmark, bool]:
 
     Raises:
         SettingError: an unknown flag, model or data set, or a setting that the benchmark decides itself.
+        DataError: a domain that is not there.
     """
+    own, flags = flags_apart(arguments)
+    return benchmark(own, flags), DRY in arguments
 
+
+def flags_apart(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The benchmark's own flags, and the settings of all cells; ``--domain_sets`` may stand without a value.
+
+    Raises:
+        SettingError: an unknown flag, one given twice or without a value, or a setting that the benchmark decides.
+    """
     own: dict[str, str] = {}
     rest: list[str] = []
-    words = [word for word in arguments if word != "--dry-run"]
-    for position, word in enumerate(words):
+    for word in arguments:
         key, equals, value = word[2:].partition("=")
+        if word == DRY:
+            continue
         if key in OWN and word.startswith("--"):
-            if not equals or not value:
+            if not value and (equals or key != "domain_sets"):
                 raise SettingError("has no value", f"--{key}", f"Write --{key}=value")
             if key in own:
                 raise SettingError("given twice", f"--{key}", "Give it once")
             own[key] = value
         else:
-            rest.append(words[position])
+            rest.append(word)
     flags = flags_of(rest)
     for key in PLACED:
         if key in flags:
             raise SettingError("the benchmark decides this itself", f"--{key}", "Leave it out; see benchmark --help")
-    return _benchmark(own, flags), "--dry-run" in arguments
+    return own, flags
 
 
-def _benchmark(own: Mapping[str, str], flags: dict[str, str]) -> Benchmark:
+def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
+    """The benchmark that flags ask for.
+
+    Raises:
+        SettingError, DataError: as ``parse``.
+    """
+    flags = dict(flags)
     files = flags.pop("config_files", "").split()
     in_files, given = lookup.read_files(files), values.parse_all(flags)
     models = tuple(name for name in own.get("models", "").split(",") if name)
@@ -118,6 +136,7 @@ def _benchmark(own: Mapping[str, str], flags: dict[str, str]) -> Benchmark:
     data = {**layer, **common, **({"data_path": layer["data_path"]} if layer.get("embedded_data") else {})}
     domains = read(DataSettings, data).domains or (dataset,)
     keys.check_domains(domains)
+    refuse_missing(Path(data.get("data_path") or "dataset"), domains)
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
     names = ("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
@@ -161,6 +180,15 @@ def refuse_unlike(model: str, settings: Mapping[str, Any], common: Mapping[str, 
         if settings.get(key) or common.get(key):
             what = "the benchmark checks every model against the raw files, which this would change"
             raise SettingError(what, key, "Filter the files beforehand")
+
+
+def refuse_missing(root: Path, domains: Sequence[str], where: str = "domains") -> None:
+    """Raises ``DataError`` for a domain without a file of interactions, with the nearest one that has one."""
+    for domain in domains:
+        if not (root / domain / f"{domain}.inter").is_file():
+            there = sorted(file.stem for file in root.glob("*/*.inter") if file.stem == file.parent.name)
+            what = f"no domain {domain!r} in {root}{keys.nearest(domain, there)}"
+            raise DataError(what, where, f"There must be a file {root / domain / domain}.inter; see data_path")
 
 
 def _seeds(text: str, first: Any) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recbole_gmc.benchmark.board import ALPHA, Board, Row
@@ -38,12 +39,12 @@ def tables(board: Board) -> list[Table]:
         if any(row.model != board.reference and not row.variant for row in board.rows):
             rows.append((Field(f"{board.reference}'s gain on the strongest other"), *_gains(board, part)))
         title = f"{part}, {board.users[part]:,} users" + (", user-weighted" if part == "average" else "")
-        found.append(Table(title, ("model", *map(_short, board.metrics)), tuple(rows)))
+        found.append(Table(title, ("model", *map(short, board.metrics)), tuple(rows)))
     found.append(Table("What the models took", ("model", *COSTS), tuple(_costs(row) for row in board.rows)))
     return found
 
 
-def _short(metric: str) -> str:
+def short(metric: str) -> str:
     return metric.replace("recall", "R").replace("ndcg", "N")
 
 
@@ -100,30 +101,40 @@ def legend(board: Board) -> list[str]:
 
 def terminal(board: Board) -> str:
     """Plain text: * best, + second, ! significantly different from the reference."""
+    marks_mean = f"* best, + second, ! significantly different from {board.reference}."
+    return as_terminal(tables(board), [marks_mean, *legend(board)])
+
+
+def as_terminal(found: Sequence[Table], notes: Sequence[str]) -> str:
+    """Tables as plain text, and what is to be said of them."""
     lines: list[str] = []
-    for table in tables(board):
+    for table in found:
         marks = {BEST: "*", SECOND: "+", "": " "}
         rows = [[f.text + (marks[f.mark] + ("!" if f.differs else " ")).rstrip() for f in row] for row in table.rows]
         widths = [max(len(row[i]) for row in [list(table.header), *rows]) for i in range(len(table.header))]
         lines += ["", table.title]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
                   for row in [list(table.header), ["-" * w for w in widths], *rows]]  # fmt: skip
-    marks_mean = f"* best, + second, ! significantly different from {board.reference}."
-    return "\n".join([*lines, "", marks_mean, *legend(board)]).lstrip("\n")
+    return "\n".join([*lines, "", *notes]).lstrip("\n")
 
 
 def markdown(board: Board) -> str:
     """Best bold, second underlined, † significant."""
+    meaning = f"Bold: best. Underlined: second. †: significantly different from {board.reference}. "
+    return as_markdown(tables(board), meaning + " ".join(legend(board)))
+
+
+def as_markdown(found: Sequence[Table], notes: str) -> str:
+    """Tables as markdown, and what is to be said of them."""
     lines: list[str] = []
     wraps = {BEST: "**{}**", SECOND: "<u>{}</u>", "": "{}"}
-    for table in tables(board):
+    for table in found:
         lines += [f"**{table.title}**", "", "| " + " | ".join(table.header) + " |", "|---" * len(table.header) + "|"]
         for row in table.rows:
             cells = [wraps[f.mark].format(f.text.replace("|", "\\|")) + ("†" if f.differs else "") for f in row]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    meaning = f"Bold: best. Underlined: second. †: significantly different from {board.reference}. "
-    return "\n".join([*lines, meaning + " ".join(legend(board))]) + "\n"
+    return "\n".join([*lines, notes]) + "\n"
 
 
 _ESCAPES = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "±": r"$\pm$", "~": r"\textasciitilde{}"}
@@ -131,16 +142,21 @@ _ESCAPES = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "±":
 
 def latex(board: Board) -> str:
     """One ``tabular`` a table, for ``booktabs``."""
+    return as_latex(tables(board), legend(board))
+
+
+def as_latex(found: Sequence[Table], notes: Sequence[str]) -> str:
+    """Tables in LaTeX, and comments with what is to be said of them."""
     wraps = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}", "": "{}"}
     lines = ["% needs \\usepackage{booktabs}"]
-    for table in tables(board):
+    for table in found:
         lines += [f"% {table.title}", rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule"]
         lines += [" & ".join(map(_escaped, table.header)) + r" \\", r"\midrule"]
         for row in table.rows:
             cells = [wraps[f.mark].format(_escaped(f.text)) + (r"$^\dagger$" if f.differs else "") for f in row]
             lines.append(" & ".join(cells) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join([*lines, *(f"% {line}" for line in legend(board))]) + "\n"
+    return "\n".join([*lines, *(f"% {line}" for line in notes)]) + "\n"
 
 
 def _escaped(text: str) -> str:

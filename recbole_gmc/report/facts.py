@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_gmc.report.runs import DomainData, Lists, Run
-from recbole_gmc.tokenizer import index_file
+from recbole_gmc.report.runs import DomainData, Lists
 
 K = 10
 POPULARITY = (0, 1, 5, 10, 20, 50)  # first value of each group: times an item stands in training rows
@@ -75,51 +74,38 @@ def rank_counts(lists: Lists) -> np.ndarray:
     return np.bincount(lists.rank[lists.rank >= 0], minlength=width)
 
 
-def examples(lists: Lists, data: Mapping[str, DomainData], hits: int = 2, misses: int = 1) -> list[Example]:
-    """A few users a domain, with titles: the first hits within ten and the first misses of the table.
+def chosen(lists: Lists, data: Mapping[str, DomainData], hits: int = 2, misses: int = 1) -> list[tuple[str, str]]:
+    """A few users a domain, as (domain, user): the first hits within ten and the first misses of the table.
 
     None is chosen for how well it looks: within each kind they are the first ones in the file.
     """
-    found: list[Example] = []
+    found: list[tuple[str, str]] = []
     for domain, raw in data.items():
         wanted = {True: hits, False: misses}
         for place, (name, user) in enumerate(zip(lists.domain, lists.user, strict=True)):
             hit = 0 <= int(lists.rank[place]) < K
-            if name != domain or not wanted[hit] or user not in raw.sequences:
-                continue
-            wanted[hit] -= 1
-
-            def title(item: str, raw: DomainData = raw) -> str:
-                return raw.titles.get(item) or item
-
-            found.append(
-                Example(
-                    domain,
-                    user,
-                    tuple(title(item) for item in raw.sequences[user][:-1][-K:]),
-                    title(lists.target[place]),
-                    tuple(title(item) for item in lists.items[place][:K]),
-                    int(lists.rank[place]),
-                )
-            )
+            if name == domain and wanted[hit] and user in raw.sequences:
+                wanted[hit] -= 1
+                found.append((domain, user))
     return found
 
 
-def codes_of(run: Run) -> dict[str, np.ndarray]:
-    """Domain -> codes int64 [items, L] of a run with semantic IDs shared by its domains; empty without them."""
-    levels, size = run.settings.get("code_levels"), run.settings.get("codebook_size")
-    files = {domain: run.folder / "semantic_ids" / index_file.name_of(domain) for domain in run.domains}
-    if not levels or not size or not all(file.is_file() for file in files.values()):
-        return {}
-    tables = {domain: index_file.read(file, int(size), int(levels)) for domain, file in files.items()}
-    return {domain: np.array(list(table.values()), np.int64) for domain, table in tables.items()}
-
-
-def code_shares(codes: Mapping[str, np.ndarray], level: int, most: int = 40) -> tuple[list[int], dict[str, list[int]]]:
-    """The most frequent codes of a level, and how many items of each domain have them."""
-    size = max(int(part[:, level].max()) for part in codes.values()) + 1
-    counts = {domain: np.bincount(part[:, level], minlength=size) for domain, part in codes.items()}
-    total = np.sum(list(counts.values()), axis=0)
-    first = np.argsort(-total, kind="stable")[:most]
-    first = first[total[first] > 0]
-    return first.tolist(), {domain: part[first].tolist() for domain, part in counts.items()}
+def examples(lists: Lists, data: Mapping[str, DomainData], users: Sequence[tuple[str, str]]) -> list[Example]:
+    """Those of the (domain, user) pairs that the lists have, with titles."""
+    places = {pair: place for place, pair in enumerate(zip(lists.domain, lists.user, strict=True))}
+    found = []
+    for domain, user in users:
+        if (domain, user) not in places or domain not in data or user not in data[domain].sequences:
+            continue
+        place, raw = places[domain, user], data[domain]
+        found.append(
+            Example(
+                domain,
+                user,
+                tuple(raw.title(item) for item in raw.sequences[user][:-1][-K:]),
+                raw.title(lists.target[place]),
+                tuple(raw.title(item) for item in lists.items[place][:K]),
+                int(lists.rank[place]),
+            )
+        )
+    return found

@@ -13,6 +13,11 @@ from recbole_gmc.report.runs import DomainData, Run
 
 # Okabe and Ito's colours, which people with any common kind of colour blindness can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C8C", "#B8A900")
+DASHES = ("solid", "dash", "dot")  # of the lines that have a colour for the second and third time
+PATTERNS = ("", "/", ".")  # likewise of bars
+GREY = "#8c8c8c"  # to be seen on white and on black
+FEW = 3  # runs whose bars stand side by side with room to read
+HEIGHT = 380  # of a figure in the page
 MARKS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
 
 
@@ -26,10 +31,7 @@ def all_of(runs: Sequence[Run], data: Mapping[str, DomainData]) -> dict[str, go.
         "popularity": _grouped(runs, data, facts.by_popularity, "times the target stands in training rows"),
         "history": _grouped(runs, data, facts.by_length, "items in the user's history"),
     }
-    for number, run in enumerate(runs):
-        if codes := facts.codes_of(run):
-            made[f"codes-{number + 1}" if len(runs) > 1 else "codes"] = code_use(run, codes)
-    return {name: _finished(figure) for name, figure in made.items() if figure is not None}
+    return {name: finished(figure) for name, figure in made.items() if figure is not None}
 
 
 def by_domain(runs: Sequence[Run]) -> go.Figure:
@@ -41,7 +43,8 @@ def by_domain(runs: Sequence[Run]) -> go.Figure:
             parts.pop("average")
         values = [part.get(f"ndcg@{K}") for part in parts.values()]
         words = ["" if value is None else f"{value:.4f}".lstrip("0") for value in values]
-        figure.add_bar(x=list(parts), y=values, text=words, name=run.name, marker_color=_colour(place))
+        text = {"text": words} if len(runs) <= FEW else {}
+        figure.add_bar(x=list(parts), y=values, name=run.name, marker=bar(place), **text)
     return figure.update_layout(title=f"NDCG@{K} on test", barmode="group", yaxis_title=f"NDCG@{K}")
 
 
@@ -61,9 +64,8 @@ def curves(runs: Sequence[Run], what: str, words: str) -> go.Figure | None:
             start = max(start, *(start + entry["epoch"] + 1 for entry in entries))
             if points:
                 x, y = zip(*points, strict=True)
-                look = {"line": {"color": _colour(drawn)}, "marker": {"symbol": MARKS[drawn % len(MARKS)]}}
                 name = f"{run.name}, {stage}" if len(runs) > 1 else stage
-                figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", **look)
+                figure.add_scatter(x=x, y=y, name=name, mode="lines+markers", **line(drawn))
                 drawn += 1
     return figure.update_layout(title=words, xaxis_title="epoch", yaxis_title=words.lower()) if drawn else None
 
@@ -73,7 +75,11 @@ def ranks(runs: Sequence[Run]) -> go.Figure:
     figure = go.Figure()
     for place, run in enumerate(runs):
         counts = facts.rank_counts(run.lists)
-        figure.add_bar(x=list(range(1, len(counts) + 1)), y=counts.tolist(), name=run.name, marker_color=_colour(place))
+        where = {"x": list(range(1, len(counts) + 1)), "y": counts.tolist(), "name": run.name}
+        if len(runs) <= FEW:
+            figure.add_bar(**where, marker=bar(place))
+        else:
+            figure.add_scatter(**where, mode="lines+markers", **line(place))
     return figure.update_layout(
         title="Places of the hits", barmode="group", xaxis_title="place in the list", yaxis_title="test users"
     )
@@ -90,11 +96,11 @@ def _grouped(
         figure.add_bar(
             x=list(groups.labels),
             y=list(groups.means),
-            error_y={"type": "data", "array": list(groups.errors)},
+            error_y={"type": "data", "array": list(groups.errors), "color": GREY, "thickness": 1.2},
             customdata=list(groups.users),
             hovertemplate=f"%{{x}}: %{{y:.4f}}, %{{customdata:,}} users<extra>{run.name}</extra>",
             name=run.name,
-            marker_color=_colour(place),
+            marker=bar(place),
         )
     figure.update_xaxes(type="category")
     return figure.update_layout(
@@ -102,26 +108,22 @@ def _grouped(
     )
 
 
-def code_use(run: Run, codes: Mapping[str, Any]) -> go.Figure:
-    """The most frequent codes of the first level, stacked by domain."""
-    names, shares = facts.code_shares(codes, 0)
-    figure = go.Figure()
-    for place, (domain, counts) in enumerate(shares.items()):
-        figure.add_bar(x=[str(name) for name in names], y=counts, name=domain, marker_color=_colour(place))
-    figure.update_xaxes(type="category")
-    return figure.update_layout(
-        title=f"Most frequent codes of level 1 by domain ({run.name})",
-        barmode="stack",
-        xaxis_title="code",
-        yaxis_title="items",
-    )
-
-
-def _colour(place: int) -> str:
+def colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def _finished(figure: go.Figure) -> go.Figure:
+def line(place: int) -> dict[str, Any]:
+    """The look of a line with marks: told apart by colour, mark and dash."""
+    dash = DASHES[place // len(COLOURS) % len(DASHES)]
+    return {"line": {"color": colour(place), "dash": dash}, "marker": {"symbol": MARKS[place % len(MARKS)]}}
+
+
+def bar(place: int) -> dict[str, Any]:
+    """The look of bars: told apart by colour and pattern."""
+    return {"color": colour(place), "pattern": {"shape": PATTERNS[place // len(COLOURS) % len(PATTERNS)]}}
+
+
+def finished(figure: go.Figure) -> go.Figure:
     """One look for all: no background of its own, so that it suits a light and a dark page."""
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
@@ -133,6 +135,6 @@ def _finished(figure: go.Figure) -> go.Figure:
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8c8c8c", "activecolor": "#0072B2"},
         margin={"l": 60, "r": 20, "t": 50, "b": 90},
-        height=380,
+        height=HEIGHT,
         colorway=list(COLOURS),
     )

@@ -1,11 +1,28 @@
 const figures = JSON.parse(document.getElementById('figures').textContent);
 const dark = window.matchMedia('(prefers-color-scheme: dark)');
+// What the legend takes is added to a figure, so that its plot keeps its height on a narrow page, too.
+function height(figure, width) {
+  const named = figure.data.filter(trace => trace.showlegend !== false && trace.name);
+  if (named.length < 2) return figure.layout.height;
+  const letters = Math.max(...named.map(trace => trace.name.length));
+  const columns = Math.max(1, Math.floor((width - 80) / (7 * letters + 50)));
+  return figure.layout.height + 20 * Math.max(0, Math.ceil(named.length / columns) - 1);
+}
 function colour() { return getComputedStyle(document.documentElement).getPropertyValue('--text').trim(); }
 for (const [name, figure] of Object.entries(figures)) {
   const font = Object.assign({}, figure.layout.font, {color: colour()});
   const margin = Object.assign({}, figure.layout.margin, {t: 10});
-  const layout = Object.assign({}, figure.layout, {font: font, margin: margin, title: undefined});
-  Plotly.newPlot('figure-' + name, figure.data, layout, {responsive: true, displaylogo: false, displayModeBar: 'hover'});
+  const place = document.getElementById('figure-' + name);
+  const legend = Object.assign({}, figure.layout.legend, {maxheight: 0.8});
+  const layout = Object.assign({}, figure.layout, {font: font, margin: margin, title: undefined, legend: legend,
+    height: height(figure, place.clientWidth)});
+  let width = place.clientWidth;
+  new ResizeObserver(() => {
+    if (place.clientWidth === width) return;
+    width = place.clientWidth;
+    Plotly.relayout(place, {height: height(figure, width)});
+  }).observe(place);
+  Plotly.newPlot(place, figure.data, layout, {responsive: true, displaylogo: false, displayModeBar: 'hover'});
 }
 dark.addEventListener('change', () => {
   for (const name of Object.keys(figures)) Plotly.relayout('figure-' + name, {'font.color': colour()});

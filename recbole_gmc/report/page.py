@@ -8,11 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
+
+from recbole_gmc.report.analysis import SIMILARITY, Analysis
 from recbole_gmc.report.facts import Example, K
 from recbole_gmc.report.runs import DomainData, Run
 
 HERE = Path(__file__).parent
 MAIN = f"ndcg@{K}"
+NAMED = 3  # of models or domains in a title
+USERS = "In each domain the first hits and the first miss of the first run with it; the same users for every run."
 
 
 def escape(text: Any) -> str:
@@ -22,44 +27,72 @@ def escape(text: Any) -> str:
 def page(
     runs: Sequence[Run],
     data: Mapping[str, DomainData],
-    figures: Mapping[str, Mapping[str, Any]],
+    figures: Mapping[str, go.Figure],
     examples: Mapping[str, Sequence[Example]],
+    ids: Analysis,
     library: str,
 ) -> str:
-    """The whole page.
+    """The whole page about some runs.
 
     Args:
-        figures: name -> figure as plotly's JSON.
+        figures: name -> figure, about the quality of the lists.
         examples: run name -> users.
+        ids: what is known of the semantic IDs.
         library: the source of plotly.js.
     """
-    title = " and ".join(dict.fromkeys(str(run.result["model"]) for run in runs))
-    where = ", ".join(dict.fromkeys(domain for run in runs for domain in run.domains))
+    title = _some([str(run.result["model"]) for run in runs])
+    where = _some([domain for run in runs for domain in run.domains])
     parts = [
         f"<h1>{escape(title)} on {escape(where)}</h1>",
         '<p class="soft">The last item of every user is held out and ranked among all items of its domain.</p>',
         "<h2>Results on test</h2>",
         results(runs),
-        *(_figure(name, figure) for name, figure in figures.items()),
+        grid(figures),
         *_users(examples),
         "<h2>Data</h2>",
         _data(runs, data),
-        "<h2>Semantic IDs</h2>" if any(run.result.get("tokenizer") for run in runs) else "",
-        *(_tokenizer(run) for run in runs if run.result.get("tokenizer")),
+        *_ids(runs, ids),
         "<h2>Runs</h2>",
         *(_about(run) for run in runs),
     ]
+    return document(f"{title} on {where}", parts, {**figures, **ids.figures}, library)
+
+
+def _some(names: Sequence[str]) -> str:
+    """``A and B``; of many names the first three and how many more."""
+    names = list(dict.fromkeys(names))
+    if len(names) > NAMED + 1:
+        names = [*names[:NAMED], f"{len(names) - NAMED} more"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def document(title: str, parts: Sequence[str], figures: Mapping[str, go.Figure], library: str) -> str:
+    """One file with everything in it.
+
+    Args:
+        title: plain text.
+        parts: HTML, with a place for each figure.
+        figures: name -> figure.
+        library: the source of plotly.js.
+    """
     body = "\n".join(part for part in parts if part)
+    plain = {name: json.loads(figure.to_json()) for name, figure in figures.items()}
+    for figure in plain.values():
+        figure["layout"].pop("template", None)
     # No "<" may stand in a script element: a title with "</script>" would end it.
-    drawn = json.dumps(figures).replace("<", "\\u003c")
+    drawn = json.dumps(plain, separators=(",", ":")).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} on {escape(where)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
         f'<script type="application/json" id="figures">{drawn}</script>\n'
         f"<script>{library}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
+
+
+class Signed(float):
+    """A number that is shown with its sign."""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1, sortable: bool = False) -> str:
@@ -67,6 +100,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1, sor
 
     def cell(column: int, value: Any) -> str:
         style = ' class="left"' if column < left else ""
+        if isinstance(value, Signed):
+            return f'<td{style} data-value="{value!r}">{value:+.4f}</td>'
         if isinstance(value, float):
             return f'<td{style} data-value="{value!r}">{value:.4f}</td>'
         if isinstance(value, int):
@@ -101,27 +136,39 @@ def results(runs: Sequence[Run]) -> str:
     return table(["run", "domain", *metrics, *more], rows, left=2, sortable=True)
 
 
-def _difference(first: Run, run: Run, domain: str, metric: str) -> str:
+def _difference(first: Run, run: Run, domain: str, metric: str) -> Any:
     here, there = (
         (r.result["average"] if domain == "average" else r.result["domains"].get(domain, {})).get(metric)
         for r in (run, first)
     )
-    return f"{here - there:+.4f}" if run is not first and here is not None and there is not None else ""
+    return Signed(here - there) if run is not first and here is not None and there is not None else ""
 
 
-def _figure(name: str, figure: Mapping[str, Any]) -> str:
-    title = figure["layout"].get("title", {}).get("text", name)
-    return f'<h3>{escape(title)}</h3><div class="figure" id="figure-{escape(name)}"></div>'
+def grid(figures: Mapping[str, go.Figure], level: int = 3) -> str:
+    """The places of some figures: side by side where the page is wide enough. ``level`` is that of their headings."""
+    return f'<div class="figures">{"".join(_figure(name, figure, level) for name, figure in figures.items())}</div>'
+
+
+def _figure(name: str, figure: go.Figure, level: int) -> str:
+    title, about = figure.layout.title.text or name, (figure.layout.meta or {}).get("caption")
+    caption = f'<p class="soft">{escape(about)}</p>' if about else ""
+    place = f'<div class="figure" id="figure-{escape(name)}"></div>'
+    return f"<section><h{level}>{escape(title)}</h{level}>{place}{caption}</section>"
 
 
 def _users(examples: Mapping[str, Sequence[Example]]) -> list[str]:
     if not any(examples.values()):
         return ['<p class="soft">The data files are not where the run found them, so no users are shown.</p>']
-    parts = ["<h2>Some users</h2>", '<p class="soft">In each domain the first hits and the first miss of the file.</p>']
-    for name, users in examples.items():
-        if len(examples) > 1:
-            parts.append(f"<h3>{escape(name)}</h3>")
-        parts.append('<div class="users">' + "".join(map(_user, users)) + "</div>")
+    parts = [
+        "<h2>Some users</h2>",
+        f'<p class="soft">{USERS}</p>',
+    ]
+    for number, (name, users) in enumerate(examples.items()):
+        shown = '<div class="users">' + "".join(map(_user, users)) + "</div>"
+        if len(examples) == 1:
+            return [*parts, shown]
+        state = "" if number else " open"
+        parts.append(f"<details{state}><summary>{escape(name)}</summary>{shown}</details>")
     return parts
 
 
@@ -148,6 +195,39 @@ def _data(runs: Sequence[Run], data: Mapping[str, DomainData]) -> str:
         mean = f"{count / len(raw.sequences):.1f}" if raw else "-"
         rows.append([domain, part["users"], part["items"], count if raw else "-", mean])
     return table(["domain", "test users", "items", "interactions", "a user"], rows)
+
+
+def _ids(runs: Sequence[Run], ids: Analysis) -> list[str]:
+    made = [_tokenizer(run) for run in runs if run.result.get("tokenizer")]
+    if not ids.levels and not made:
+        return []
+    parts = ["<h2>Semantic IDs</h2>"]
+    if ids.levels:
+        rows = [[one.run, one.level, one.used, f"{one.perplexity:.1f}", one.purity] for one in ids.levels]
+        parts.append(table(["run", "level", "codes used", "perplexity", "domain purity"], rows))
+        parts.append(
+            '<p class="soft">Domain purity: the mean over the codes of a level of the largest domain\'s share of the '
+            "items that have the code; 1 where no two domains share a code.</p>"
+        )
+    for title, figures in ids.groups.items():
+        parts += [f"<h3>{escape(title)}</h3>", grid(figures, level=4)]
+        if title == SIMILARITY:
+            parts.append(_similarity(ids))
+    return [*parts, "<h3>The tokenizer's figures</h3>" if made else "", *made]
+
+
+def _similarity(ids: Analysis) -> str:
+    ks = sorted({k for parts in ids.similarity.values() for part in parts.values() for k in part.ks})
+    rows = []
+    for name, parts in ids.similarity.items():
+        for domain, part in parts.items():
+            shares = dict(zip(part.ks, part.shares, strict=True))
+            rows.append([name, domain, *(shares.get(k, "-") for k in ks), part.chance, part.asked])
+    head = ["run", "domain", *(f"K = {k}" for k in ks), "by chance", "items asked"]
+    return table(head, rows, left=2) + (
+        '<p class="soft">For each item its K nearest items of the same domain by the cosine of their text embeddings: '
+        "the mean share of levels at which both have the same code. By chance: of two random items of the domain.</p>"
+    )
 
 
 def _tokenizer(run: Run) -> str:

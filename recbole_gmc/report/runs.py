@@ -76,6 +76,10 @@ class DomainData:
     sequences: Mapping[str, tuple[str, ...]]
     titles: Mapping[str, str] = field(default_factory=dict)
 
+    def title(self, item: str) -> str:
+        """The item's text, or its token where it has none."""
+        return self.titles.get(item) or item
+
     @cached_property
     def trained(self) -> dict[str, int]:
         """Item -> times that it stands in training rows: all but each user's last two."""
@@ -121,11 +125,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 def _names(folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> list[str]:
     """The model's name, with seed, then folder, where that alone does not tell runs apart."""
+
+    def inside(result: Mapping[str, Any], folder: Path) -> str:
+        model = str(result["model"])
+        return folder.name if folder.name.startswith(model) else f"{model} {folder.name}"
+
     for parts in (("model",), ("model", "seed")):
         names = [" ".join(str(result.get(part)) for part in parts) for result in results]
         if len(set(names)) == len(names):
             return names
-    names = [f"{result['model']} {folder.name}" for folder, result in zip(folders, results, strict=True)]
+    names = [inside(result, folder) for folder, result in zip(folders, results, strict=True)]
     if len(set(names)) == len(names):
         return names
     return [f"{result['model']} {folder}" for folder, result in zip(folders, results, strict=True)]

@@ -14,6 +14,7 @@ from recbole_gmc.errors import TokenizerError
 from recbole_gmc.files import new_file, safe_name
 from recbole_gmc.items import ItemIndex
 
+MOST = 10**6  # codes of a level that the format can name
 LETTERS = "abcdefghijklmnop"
 CODE = re.compile(r"<([a-p])_(0|[1-9][0-9]{0,5})>")
 
@@ -32,8 +33,8 @@ def write(path: str | Path, tokens: Sequence[str], codes: np.ndarray) -> None:
         file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read(path: str | Path, codebook_size: int, levels: int) -> dict[str, list[int]]:
-    """Reads one file: item token -> L codes, every one checked.
+def read(path: str | Path, codebook_size: int = MOST, levels: int | None = None) -> dict[str, list[int]]:
+    """Reads one file: item token -> L codes, every one checked; ``None`` for L takes that of the first item.
 
     Raises:
         TokenizerError: no JSON object, an item twice, unequal lengths, a code of the wrong form, letter or range.
@@ -52,6 +53,8 @@ def read(path: str | Path, codebook_size: int, levels: int) -> dict[str, list[in
         raise TokenizerError(
             "The file must hold one object", where=str(path), mend='Write {"item": ["<a_1>", "<b_2>", ...]}'
         )
+    if levels is None:
+        levels = next((len(words) for words in table.values() if isinstance(words, list)), 0)
     return {token: _codes(token, words, codebook_size, levels, path) for token, words in table.items()}
 
 

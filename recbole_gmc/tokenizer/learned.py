@@ -20,8 +20,8 @@ class Learned:
         reconstruction: squared error over the variance of the embeddings, all items, both in the embeddings' own
             space; ``None`` if unknown.
         epochs: epochs trained (0 without a network).
-        history: one entry an evaluation: epoch, loss, its parts, reconstruction, collision_rate, and a level its codes_used
-            and perplexity.
+        history: one entry an evaluation: epoch, loss, its parts, reconstruction, collision_rate, and of each
+            level codes_used and perplexity.
     """
 
     codes: np.ndarray

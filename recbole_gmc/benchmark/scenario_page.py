@@ -1,0 +1,67 @@
+"""Quality over millions of interactions: a page that needs no network, and its pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+import plotly.offline
+
+from recbole_gmc.benchmark import scenarios
+from recbole_gmc.benchmark.scenarios import Scenarios
+from recbole_gmc.benchmark.tables import short
+from recbole_gmc.files import new_file
+from recbole_gmc.report import images
+from recbole_gmc.report.figures import finished, line
+from recbole_gmc.report.page import document, escape, grid, table
+
+NAME = "domain_sets.html"
+
+
+def write(found: Scenarios, folder: Path, command: str) -> Path:
+    """Writes the page and, beside it, PNG and SVG of each figure."""
+    drawn = figures(found)
+    parts = [
+        "<h1>Growing sets of domains</h1>",
+        f'<p class="soft">{escape(scenarios.LEGEND)}</p>',
+        grid(drawn, level=2),
+        *(part for one in scenarios.tables(found) for part in _table(one)),
+        "<h2>Command</h2>",
+        f"<pre>{escape(command)}</pre>",
+    ]
+    with new_file(folder / NAME) as file:
+        file.write(document("Growing sets of domains", parts, drawn, plotly.offline.get_plotlyjs()))
+    images.write(drawn, folder / "figures")
+    return folder / NAME
+
+
+def _table(found: scenarios.Table) -> tuple[str, str]:
+    rows = [[field.text for field in row] for row in found.rows]
+    return f"<h2>{escape(found.title)}</h2>", table(found.header, rows, left=2)
+
+
+def figures(found: Scenarios) -> dict[str, go.Figure]:
+    """A figure a domain: the last NDCG over millions of interactions, a line a model."""
+    metric = next(name for name in reversed(found.metrics) if name.startswith("ndcg"))
+    return {f"domain-{number}": _figure(found, domain, metric) for number, domain in enumerate(found.users, 1)}
+
+
+def _figure(found: Scenarios, domain: str, metric: str) -> go.Figure:
+    figure = go.Figure()
+    for place, model in enumerate(found.points):
+        points = found.of_domain(model, domain)
+        spreads = [point.row.std(domain, metric) for point in points]
+        figure.add_scatter(
+            x=[point.millions for point in points],
+            y=[point.row.mean(domain, metric) for point in points],
+            error_y={"type": "data", "array": spreads, "visible": all(s == s for s in spreads), "thickness": 1.2},
+            customdata=[", ".join(point.domains) for point in points],
+            hovertemplate=f"%{{customdata}}: %{{y:.4f}}<extra>{model}</extra>",
+            name=model,
+            mode="lines+markers",
+            **line(place),
+        )
+        figure.data[-1].marker.size = 9
+    figure.update_yaxes(rangemode="tozero")
+    name = short(metric).replace("N@", "NDCG@")
+    return finished(figure.update_layout(title=domain, xaxis_title="million interactions", yaxis_title=name))
