@@ -18,7 +18,7 @@ from scipy import stats
 
 from recbole_gmc import cli
 from recbole_gmc.benchmark import board, command, fairness, plan, run, tables
-from recbole_gmc.errors import DataError, RunError, SettingError
+from recbole_gmc.errors import CheckpointError, DataError, RunError, SettingError
 
 HISTORIES = {
     "A": {"u1": "abcd", "u2": "bcde", "u3": "cdea", "u4": "deab", "u5": "ab"},  # u5 has too few to be tested
@@ -277,6 +277,23 @@ def test_the_plan(data):
     assert same == [False, True]  # a section is its model's business alone
 
 
+def test_a_domain_that_is_not_there_is_told_with_the_nearest(data):
+    (data / "data" / "Alpha").mkdir()
+    (data / "data" / "Alpha" / "Alpha.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n")
+    with pytest.raises(DataError, match="no domain 'Alhpa' in .*nearest: 'Alpha'.*Alhpa.inter"):
+        plan.parse(["--models=Pop", "--dataset=x", "--domains=A,Alhpa", f"--data_path={data / 'data'}"])
+
+
+def test_damaged_cells_are_refused_with_the_file(done):
+    for name, text in (("SASRec-2020/result.json", "{}"), ("SASRec-2020/topk.tsv", ""), ("SASRec-2020.json", "[")):
+        file = done.output / name
+        before = file.read_text()
+        file.write_text(text)
+        with pytest.raises((DataError, CheckpointError), match=file.name):
+            board.build(done)
+        file.write_text(before)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -285,6 +302,8 @@ def test_the_plan(data):
         (["--models=GMC"], "given twice"),
         (["--run_dir=x"], "decides this itself"),
         (["--epoch=3"], "nearest: 'epochs'"),
+        (["--domain_set=A"], "nearest: 'domain_sets'"),
+        (["--ablation=all"], "nearest: 'ablations'"),
         (["--rm_dup_inter=first"], "Filter the files beforehand"),
         (["--user_inter_num_interval=[5,9]"], "takes intervals such as"),
     ],

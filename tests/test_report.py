@@ -129,7 +129,14 @@ def test_without_the_data_there_is_still_a_page(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "no run folder"), (["nowhere"], "no folder"), (["."], "no result.json"), (["run", "--outptu=x"], "--outptu")],
+    [
+        ([], "no run folder"),
+        (["nowhere"], "no folder"),
+        (["."], "no result.json"),
+        (["run", "--outptu=x"], "nearest: 'output'"),
+        (["run", "--tsne_items=x"], "--tsne_items=1000"),
+        (["run", "--pictures=no"], "--pictures=False"),
+    ],
 )
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
@@ -143,6 +150,8 @@ def test_damaged_files_are_refused_with_their_place(run):
         file.write("D\tu9\ta\n")
     with pytest.raises(DataError, match="topk.tsv:5"):
         command.write(find_runs([run]), run)
-    (run / "result.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(CheckpointError):
-        find_runs([run])
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    for damaged in ([1], {**result, "settings": [1]}, {**result, "curve": 3}, {**result, "domains": {"D": 1}}):
+        (run / "result.json").write_text(json.dumps(damaged), encoding="utf-8")
+        with pytest.raises(CheckpointError, match="result.json"):
+            find_runs([run])

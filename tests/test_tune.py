@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 
 import pytest
 import yaml
@@ -136,7 +137,7 @@ def test_a_diverging_trial_does_not_stop_the_search(root):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--params_file=none.yaml"], "no file"),
+        (["--params_file=none.yaml"], "--params_file: no file"),
         (["--tool=optuna"], "hyperopt"),
         (["--algo=grid"], "exhaustive"),
         (["--max_evals=0"], "--max_evals=10"),
@@ -155,6 +156,14 @@ def test_bad_use_is_one_line(root, capsys, flags, said):
     assert not (root / "out").exists()
 
 
+def test_a_damaged_search_is_refused_with_the_file(root, capsys):
+    (root / "out").mkdir()
+    (root / "out" / "search.json").write_text("{", encoding="utf-8")
+    assert tune() == 2
+    error = capsys.readouterr().err
+    assert "search.json" in error and error.count("\n") == 1
+
+
 def test_a_bad_value_in_the_space_is_found_before_any_work(root, capsys):
     (root / "space.yaml").write_text("dropout_rate: [0.1, 1.5]\n", encoding="utf-8")
     assert tune() == 2
@@ -169,3 +178,18 @@ def test_help_names_every_flag(capsys):
 
 def test_trials_are_named_by_what_they_try():
     assert id_of({"a": 1, "b": [2]}) == id_of({"b": [2], "a": 1}) != id_of({"a": 1, "b": [3]})
+
+
+def test_asha_ends_a_hopeless_trial_early(root):
+    """With a learning rate of 0 the second trial stays at its first score, below what the first one has learned."""
+    space = "learning_rate: [0.02, 1.0e-30]\n"
+    (root / "space.yaml").write_text(space, encoding="utf-8")
+    one_by_one = f"--cpus_per_trial={os.cpu_count()}"
+    early = ("--tool=ray", one_by_one, "--grace_validations=3", "--reduction_factor=2", "--epochs=8", "--lora=False")
+    assert tune(*early) == 0
+    good, bad = sorted(table(root / "out"), key=lambda row: -float(row["learning_rate"]))
+    assert (good["state"], int(good["epochs"])) == ("done", 8)
+    assert (bad["state"], int(bad["epochs"])) == ("stopped", 3)
+    assert float(good["score"]) > float(bad["score"])
+    assert yaml.safe_load((root / "out" / "best.yaml").read_text(encoding="utf-8")) == {"learning_rate": 0.02}
+    assert not list((root / "out" / "trials").rglob("result.json"))

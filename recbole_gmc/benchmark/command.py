@@ -99,7 +99,8 @@ def run_sets(arguments: Sequence[str]) -> None:
         cells.run_all(benchmark)
     done = [one for one in benchmarks if any(cells.status(cell) == cells.DONE for cell in one.cells)]
     if not done:
-        raise RunError("no cell is done", str(benchmarks[0].output.parent), "See the .log files there")
+        what = f"no cell is done{_first_error(benchmarks)}"
+        raise RunError(what, str(benchmarks[0].output.parent), "See the .log files there")
     show_sets({benchmark.domains: write(benchmark) for benchmark in done}, done[0].output.parent)
     refuse_undone(benchmarks)
 
@@ -122,6 +123,11 @@ def show_sets(boards: Mapping[scenarios.Domains, Board], folder: Path) -> None:
     page = scenario_page.write(found, folder, logs.command())
     print(texts["domain_sets.txt"])
     print(f"\nWritten: {', '.join(texts)}, {page.name} and figures/ in {folder}")
+
+
+def _first_error(benchmarks: Sequence[Benchmark]) -> str:
+    notes = [cells.note_of(cell).get("error") for one in benchmarks for cell in one.cells]
+    return next((f": {error}" for error in notes if error), "")
 
 
 def refuse_undone(benchmarks: Sequence[Benchmark]) -> None:
@@ -161,7 +167,7 @@ def write(benchmark: Benchmark) -> Board:
         DataError: a cell that was asked something else.
     """
     if not any(cells.status(cell) == cells.DONE for cell in benchmark.cells):
-        raise RunError("no cell is done", str(benchmark.output), "See the .log files there")
+        raise RunError(f"no cell is done{_first_error([benchmark])}", str(benchmark.output), "See the .log files there")
     for name in FILES:  # what an older call wrote does not stand beside cells that are refused now
         Path(benchmark.output / name).unlink(missing_ok=True)
     found = board.build(benchmark)

@@ -117,17 +117,18 @@ def read_lists(folder: Path, truth: Truth) -> Lists:
         DataError: a user, target, candidate, rank or metric that is not what it must be, with file:line.
     """
     path = folder / "topk.tsv"
+    if not path.is_file():
+        raise DataError("the lists are missing", str(path), MEND)
     found: dict[tuple[str, str], str] = {}
     rank: dict[tuple[str, str], int] = {}
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        width = (len(next(lines)) - 4) // 2
+        width = (len(next(lines, ())) - 4) // 2
         for number, line in enumerate(lines, 2):
-            key, target = (line[0], line[1]), line[2]
-            problem = _problem(line, width, truth, key in found)
-            if problem:
+            if problem := _problem(line, width, truth, tuple(line[:2]) in found):
                 raise DataError(problem, f"{path}:{number}", MEND)
-            found[key], rank[key] = target, int(line[3])
+            key = line[0], line[1]
+            found[key], rank[key] = line[2], int(line[3])
     if missing := truth.targets.keys() - found.keys():
         raise DataError(f"{len(missing)} test users are not in it, such as {min(missing)}", str(path), MEND)
     lists = Lists(np.array([rank[key] for key in sorted(rank)], np.int64), hash_of_targets(found))
@@ -151,7 +152,11 @@ def _problem(line: list[str], width: int, truth: Truth, again: bool) -> str | No
 
 
 def _hold_result(path: Path, lists: Lists, truth: Truth) -> None:
-    report = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        _ = report["hashes"]["candidates"], report["average"], [report["domains"][name] for name in truth.candidates]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"no readable result ({error!r})", str(path), MEND) from error
     if report["hashes"]["candidates"] != truth.candidate_hash:
         raise DataError("other candidates than the items with an interaction were ranked", str(path), MEND)
     parts = {"average": (report["average"], np.ones(len(lists.rank), bool))}

@@ -105,7 +105,7 @@ def flags_apart(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str
             own[key] = value
         else:
             rest.append(word)
-    flags = flags_of(rest)
+    flags = flags_of(rest, OWN)
     for key in PLACED:
         if key in flags:
             raise SettingError("the benchmark decides this itself", f"--{key}", "Leave it out; see benchmark --help")

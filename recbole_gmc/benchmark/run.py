@@ -26,7 +26,11 @@ DONE, FAILED, WAITING = "done", "failed", "waiting"
 def note_of(cell: Cell) -> dict[str, Any]:
     """What is known of a cell from earlier: status, error, seconds, signature, hashes of the data."""
     file = cell.folder.with_suffix(".json")
-    return read_json(file) if file.is_file() else {}
+    try:
+        return dict(read_json(file)) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        mend = "Remove it; the cell is then run again"
+        raise CheckpointError(f"the note on a cell is damaged ({error})", str(file), mend) from error
 
 
 def status(cell: Cell) -> str:

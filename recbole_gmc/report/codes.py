@@ -71,7 +71,8 @@ def codes_of(run: Run) -> Codes | None:
 
 def residuals_of(run: Run) -> residuals.Residuals:
     """Domain -> float32 [L, items of a sample, d]; empty for a run that kept none."""
-    return residuals.read(run.folder / residuals.NAME)
+    found = residuals.read(run.folder / residuals.NAME)
+    return {domain: found[domain] for domain in run.domains if domain in found}  # in the order of all other figures
 
 
 def embeddings_of(run: Run, items: ItemIndex) -> TextEmbeddings | None:

@@ -232,6 +232,7 @@ def _similarity(ids: Analysis) -> str:
 
 def _tokenizer(run: Run) -> str:
     facts = {key: value for key, value in run.result["tokenizer"].items() if not isinstance(value, dict)}
+    facts.pop("history", None)  # drawn as curves
     return f"<p>{escape(run.name)}</p>" + table(
         ["figure", "value"], [[key, _told(value)] for key, value in facts.items()]
     )

@@ -17,6 +17,7 @@ from recbole_gmc.errors import CheckpointError, DataError
 from recbole_gmc.files import read_json
 
 RESULT, LISTS = "result.json", "topk.tsv"
+MAPPINGS = "domains average settings tokenizer hashes parameters seconds epochs versions certified".split()
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,11 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"cannot be read ({error})", str(folder / RESULT), "Run it again") from error
     if not isinstance(result, dict) or not {"model", "domains", "average"} <= set(result):
         raise CheckpointError("is no result of a run", str(folder / RESULT), "Name a run folder")
+    forms = {**dict.fromkeys(MAPPINGS, dict), "curve": list}
+    wrong = [name for name, form in forms.items() if not isinstance(result.get(name) or form(), form)]
+    if wrong or not all(isinstance(part, dict) for part in result["domains"].values()):
+        what = f"{(*wrong, 'domains')[0]} has another form than a run gives it"
+        raise CheckpointError(what, str(folder / RESULT), "Run it again")
     return result
 
 

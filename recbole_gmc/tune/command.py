@@ -110,7 +110,11 @@ def parse(arguments: Sequence[str]) -> Request:
     for name in ("run_dir", "resume"):
         if name in flags:
             raise SettingError("the search gives every trial a folder of its own", f"--{name}", "Use --output")
-    space = read_space(own["params_file"])
+    try:
+        space = read_space(own["params_file"])
+    except SettingError as error:
+        where = "--params_file" if error.where == "config_files" else error.where
+        raise SettingError(error.what, where, error.mend) from None
     model, dataset = flags.pop("model", None), flags.pop("dataset", None)
     files = tuple(flags.pop("config_files", "").split())
     with quick.only_program_name():
@@ -206,7 +210,11 @@ def _claim(request: Request) -> None:
         "seed": request.options.seed,
     }
     if (folder / FACTS).is_file():
-        before = read_json(folder / FACTS)
+        try:
+            before = dict(read_json(folder / FACTS))
+        except (ValueError, TypeError) as error:
+            mend = "Name another --output, or remove the folder"
+            raise CheckpointError(f"the note on the search is damaged ({error})", str(folder / FACTS), mend) from error
         for name, value in facts.items():
             if before.get(name) != value:
                 what = f"holds a search with another {name}"

@@ -49,8 +49,12 @@ class Trial:
         file = folder / FILE
         if not file.is_file():
             return None
-        facts = read_json(file)
-        return cls(**{**facts, "reused": tuple(facts["reused"])})
+        try:
+            facts = read_json(file)
+            return cls(**{**facts, "reused": tuple(facts["reused"])})
+        except (ValueError, KeyError, TypeError) as error:
+            mend = "Remove it; the trial is then run again"
+            raise CheckpointError(f"the note on a trial is damaged ({error})", str(file), mend) from error
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, asdict(self))
