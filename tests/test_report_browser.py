@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from test_report import write_data, write_run
+from test_report_ids import write_ids
 
 from recbole_gmc import cli
 
@@ -19,13 +20,15 @@ def page(tmp_path_factory):
     playwright = pytest.importorskip("playwright.sync_api")
     root = tmp_path_factory.mktemp("report")
     data = write_data(root / "data")
-    runs = [write_run(root / "gmc", data_path=data), write_run(root / "sas", "SASRec", (0, 0, -1), data_path=data)]
+    runs = [write_ids(write_run(root / "gmc", data_path=data))]
+    runs.append(write_run(root / "sas", "SASRec", (0, 0, -1), data_path=data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "kaleido", None)
         assert cli.main(["report", *map(str, runs), f"--output={root}"]) == 0
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 1280, "height": 900})
+        opened.set_default_timeout(180_000)  # of a machine that has much else to do
         opened.errors = []
         opened.on("console", lambda message: message.type == "error" and opened.errors.append(message.text))
         opened.on("pageerror", lambda error: opened.errors.append(str(error)))
@@ -38,7 +41,7 @@ def page(tmp_path_factory):
 
 def test_it_opens_without_errors_and_draws_every_figure(page):
     figures = page.locator(".figure")
-    assert figures.count() >= 5
+    assert figures.count() >= 5 + 7  # of lists, and of semantic IDs
     for place in range(figures.count()):
         assert figures.nth(place).locator(".main-svg").count() >= 1
     assert page.errors == []
@@ -64,8 +67,9 @@ def test_a_script_in_a_title_stays_text(page):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_overflows(page, width):
     page.set_viewport_size({"width": width, "height": 900})
-    page.wait_for_timeout(500)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")  # once every figure has followed
+    widths = page.evaluate("Array.from(document.querySelectorAll('.figure .main-svg'), svg => svg.clientWidth)")
+    assert 0 < max(widths) <= width
 
 
 def test_every_figure_is_also_a_picture(tmp_path):

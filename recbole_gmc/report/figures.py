@@ -43,8 +43,8 @@ def by_domain(runs: Sequence[Run]) -> go.Figure:
             parts.pop("average")
         values = [part.get(f"ndcg@{K}") for part in parts.values()]
         words = ["" if value is None else f"{value:.4f}".lstrip("0") for value in values]
-        text = {"text": words} if len(runs) <= FEW else {}
-        figure.add_bar(x=list(parts), y=values, name=run.name, marker=bar(place), **text)
+        text = {"text": words, "textposition": "outside", "textangle": 0, "textfont": {"size": 10}, "cliponaxis": False}
+        figure.add_bar(x=list(parts), y=values, name=run.name, marker=bar(place), **(text if len(runs) <= FEW else {}))
     return figure.update_layout(title=f"NDCG@{K} on test", barmode="group", yaxis_title=f"NDCG@{K}")
 
 
@@ -127,12 +127,21 @@ def finished(figure: go.Figure) -> go.Figure:
     """One look for all: no background of its own, so that it suits a light and a dark page."""
     figure.update_xaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
     figure.update_yaxes(gridcolor="rgba(128,128,128,0.25)", zerolinecolor="rgba(128,128,128,0.5)", automargin=True)
+    figure.update_yaxes(title_standoff=12)
     return figure.update_layout(
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "x": 0,
+            "traceorder": "normal",
+            "itemsizing": "constant",
+        },
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#8c8c8c", "activecolor": "#0072B2"},
         margin={"l": 60, "r": 20, "t": 50, "b": 90},
         height=HEIGHT,

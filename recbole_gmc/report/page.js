@@ -9,19 +9,21 @@ function height(figure, width) {
   return figure.layout.height + 20 * Math.max(0, Math.ceil(named.length / columns) - 1);
 }
 function colour() { return getComputedStyle(document.documentElement).getPropertyValue('--text').trim(); }
+function makeRoom() {
+  for (const [name, figure] of Object.entries(figures)) {
+    const place = document.getElementById('figure-' + name);
+    place.style.height = height(figure, place.clientWidth) + 'px';
+  }
+}
+makeRoom();
+window.addEventListener('resize', makeRoom);  // before Plotly's own listener, which then fills the room
 for (const [name, figure] of Object.entries(figures)) {
   const font = Object.assign({}, figure.layout.font, {color: colour()});
   const margin = Object.assign({}, figure.layout.margin, {t: 10});
   const place = document.getElementById('figure-' + name);
   const legend = Object.assign({}, figure.layout.legend, {maxheight: 0.8});
   const layout = Object.assign({}, figure.layout, {font: font, margin: margin, title: undefined, legend: legend,
-    height: height(figure, place.clientWidth)});
-  let width = place.clientWidth;
-  new ResizeObserver(() => {
-    if (place.clientWidth === width) return;
-    width = place.clientWidth;
-    Plotly.relayout(place, {height: height(figure, width)});
-  }).observe(place);
+    height: undefined, autosize: true});
   Plotly.newPlot(place, figure.data, layout, {responsive: true, displaylogo: false, displayModeBar: 'hover'});
 }
 dark.addEventListener('change', () => {

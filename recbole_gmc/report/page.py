@@ -132,8 +132,10 @@ def results(runs: Sequence[Run]) -> str:
             if len(runs) > 1:
                 row.append(_difference(first, run, domain, MAIN))
             rows.append(row)
-    more = [f"{MAIN} against {first.name}"] if len(runs) > 1 else []
-    return table(["run", "domain", *metrics, *more], rows, left=2, sortable=True)
+    if len(runs) == 1:
+        return table(["run", "domain", *metrics], rows, left=2, sortable=True)
+    about = f'<p class="soft">Difference: in {MAIN}, against {escape(first.name)}.</p>'
+    return table(["run", "domain", *metrics, "difference"], rows, left=2, sortable=True) + about
 
 
 def _difference(first: Run, run: Run, domain: str, metric: str) -> Any:
@@ -222,11 +224,12 @@ def _similarity(ids: Analysis) -> str:
     for name, parts in ids.similarity.items():
         for domain, part in parts.items():
             shares = dict(zip(part.ks, part.shares, strict=True))
-            rows.append([name, domain, *(shares.get(k, "-") for k in ks), part.chance, part.asked])
-    head = ["run", "domain", *(f"K = {k}" for k in ks), "by chance", "items asked"]
+            rows.append([name, domain, *(shares.get(k, "-") for k in ks), part.chance])
+    head = ["run", "domain", *(f"K = {k}" for k in ks), "by chance"]
     return table(head, rows, left=2) + (
         '<p class="soft">For each item its K nearest items of the same domain by the cosine of their text embeddings: '
-        "the mean share of levels at which both have the same code. By chance: of two random items of the domain.</p>"
+        "the mean share of levels at which both have the same code. By chance: of two random items of the domain. In a "
+        "very large domain a sample of the items is asked.</p>"
     )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from recbole_gmc.data.atomic import read_atomic
-from recbole_gmc.data.text import read_domain_text
+from recbole_gmc.data.text import DomainText, read_domain_text
 from recbole_gmc.errors import CheckpointError, DataError
 from recbole_gmc.files import read_json
 
 RESULT, LISTS = "result.json", "topk.tsv"
+TITLE = "title"  # the column of a .item
 MAPPINGS = "domains average settings tokenizer hashes parameters seconds epochs versions certified".split()
 
 
@@ -71,14 +72,14 @@ class DomainData:
 
     Attributes:
         sequences: user token -> item tokens, oldest first; ties in time keep the file's order.
-        titles: item token -> its text; empty where there is no ``.item``.
+        titles: item token -> its title; empty where there is no ``.item``.
     """
 
     sequences: Mapping[str, tuple[str, ...]]
     titles: Mapping[str, str] = field(default_factory=dict)
 
     def title(self, item: str) -> str:
-        """The item's text, or its token where it has none."""
+        """The item's title, or its token where it has none."""
         return self.titles.get(item) or item
 
     @cached_property
@@ -178,7 +179,13 @@ def read_domain(root: Path, domain: str) -> DomainData | None:
     for row in np.argsort(times, kind="stable").tolist():
         sequences.setdefault(users[row], []).append(items[row])
     try:
-        titles = dict(read_domain_text(root / domain / f"{domain}.item", domain, None).texts)
+        titles = _titles(read_domain_text(root / domain / f"{domain}.item", domain, None))
     except DataError:
         titles = {}
     return DomainData({user: tuple(sequence) for user, sequence in sequences.items()}, titles)
+
+
+def _titles(table: DomainText) -> dict[str, str]:
+    """The column of titles, or else the first one with text; of an item that has none there, all its text."""
+    column = table.fields.index(TITLE) if TITLE in table.fields else 0
+    return {token: (*parts[column : column + 1], "")[0] or table.texts[token] for token, parts in table.values.items()}
