@@ -80,7 +80,8 @@ def embeddings_of(run: Run, items: ItemIndex) -> TextEmbeddings | None:
 
     They are taken only if their hash is the one that the run noted. ``None``, with a warning that says why, if not.
     """
-    wanted = run.result.get("hashes", {}).get("embeddings")
+    hashes = run.result.get("hashes", {})
+    wanted = hashes.get("text_embeddings") or hashes.get("embeddings")  # of the text alone, where it is one part of two
     if not wanted:
         return None
     settings = read(TextSettings, run.settings)
