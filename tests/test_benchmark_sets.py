@@ -115,7 +115,12 @@ def test_each_domain_is_compared_with_the_smallest_set_that_has_it(data, capsys)
     assert float(by["GMC", "A B", "B"]["million_interactions"]) == pytest.approx(sum(SIZES.values()) / 1e6)
     printed = capsys.readouterr().out
     assert f"({100 * (large / small - 1):+.1f}%)" in printed and "A, 4 users" in printed and "B, 2 users" in printed
-    assert all((data / "out" / f"domain_sets.{kind}").is_file() for kind in ("txt", "md", "tex", "csv", "html"))
+    assert all((data / "out" / f"domain_sets.{kind}").is_file() for kind in ("txt", "md", "tex"))
+    page = (data / "out" / "domain_sets.html").read_text(encoding="utf-8")
+    own = page[: page.index('<script type="application/json"')]
+    assert (
+        'id="figure-domain-1"' in own and 'id="figure-domain-2"' in own and "src=" not in own and f"{large:.4f}" in own
+    )
 
 
 def test_the_plot_stands_over_millions_of_interactions(data):  # noqa: F811

@@ -115,6 +115,9 @@ def test_a_folder_of_runs_is_its_runs_and_names_tell_them_apart(tmp_path):
         write_run(tmp_path / "all" / name / "domains" / "D", seed=seed)  # part of a run, not one of its own
     runs = find_runs([tmp_path / "all"])
     assert [run.folder.name for run in runs] == ["one", "two"] and [run.name for run in runs] == ["GMC 1", "GMC 2"]
+    for domains in ("A", "A+B"):
+        write_run(tmp_path / "sets" / domains / "GMC-1")
+    assert [run.name for run in find_runs([tmp_path / "sets"])] == ["GMC-1 in A", "GMC-1 in A+B"]
     again = find_runs([tmp_path / "all" / "one", tmp_path / "all" / "one" / "domains" / "D"])
     assert len({run.name for run in again}) == 2
 

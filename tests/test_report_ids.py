@@ -149,7 +149,7 @@ def test_a_plane_keeps_near_items_near():
     assert projection.project({"A": np.zeros((1, 30, 6), np.float32)}, 0, seed=1) is None
 
 
-def test_the_page_has_the_figures_and_their_numbers(run, monkeypatch):
+def test_the_page_has_the_figures_and_their_numbers(run, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "kaleido", None)
     assert cli.main(["report", str(run), "--tsne_items=12"]) == 0
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -160,6 +160,8 @@ def test_the_page_has_the_figures_and_their_numbers(run, monkeypatch):
     assert all(f'data-value="{share!r}"' in page for share in shares)
     assert cli.main(["report", str(run), "--tsne_items=0"]) == 0
     assert 'id="figure-residuals-1"' not in (run / "report.html").read_text(encoding="utf-8")
+    (run / residuals.NAME).unlink()
+    assert cli.main(["report", str(run)]) == 0 and "no t-SNE" in caplog.text and "run it again" in caplog.text
 
 
 def test_a_tokenizer_a_domain_has_a_curve_a_domain(run):

@@ -10,13 +10,14 @@ import plotly.graph_objects as go
 
 from recbole_gmc.errors import DependencyError
 from recbole_gmc.report import id_figures
-from recbole_gmc.report.codes import Codes, codes_of, embeddings_of
+from recbole_gmc.report.codes import Codes, codes_of, embeddings_of, residuals_of
 from recbole_gmc.report.runs import Run
 from recbole_gmc.report.similarity import Similarity, similarities
-from recbole_gmc.tokenizer import quality
+from recbole_gmc.tokenizer import quality, residuals
 
 logger = getLogger("recbole_gmc.report")
 
+LEARNED = ("rqvae", "rkmeans")  # the ways of making IDs that leave residuals
 SIMILARITY = "Do near items share codes?"
 
 
@@ -75,6 +76,8 @@ def analyse(runs: Sequence[Run], tsne_items: int, progress: bool = True) -> Anal
         mine, own = (f"-run{number}", f", {run.name}") if len(runs) > 1 else ("", "")
         made = id_figures.frequent_codes(codes[run.name])
         groups[f"Most frequent codes by domain{own}"] = {f"{name}{mine}": figure for name, figure in made.items()}
+        if tsne_items and not residuals_of(run) and (run.result.get("tokenizer") or {}).get("method") in LEARNED:
+            logger.warning(f"{run.name}: no t-SNE, as its folder holds no {residuals.NAME}; run it again")
         made = id_figures.planes(run, tsne_items, _seed(run), progress) if tsne_items else {}
         groups[f"What enters each level, by domain{own}"] = {f"{name}{mine}": figure for name, figure in made.items()}
     levels = [level for name, found in codes.items() for level in _levels(name, found)]

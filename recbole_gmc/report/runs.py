@@ -141,9 +141,13 @@ def _names(folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> lis
         names = [" ".join(str(result.get(part)) for part in parts) for result in results]
         if len(set(names)) == len(names):
             return names
-    names = [inside(result, folder) for folder, result in zip(folders, results, strict=True)]
-    if len(set(names)) == len(names):
-        return names
+    pairs = list(zip(folders, results, strict=True))
+    for names in (
+        [inside(result, folder) for folder, result in pairs],
+        [f"{inside(result, folder)} in {folder.parent.name}" for folder, result in pairs],  # of a set of domains
+    ):
+        if len(set(names)) == len(names):
+            return names
     return [f"{result['model']} {folder}" for folder, result in zip(folders, results, strict=True)]
 
 

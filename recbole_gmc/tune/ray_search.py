@@ -19,6 +19,10 @@ from recbole_gmc.tune.space import Space
 from recbole_gmc.tune.trial import Trial, id_of, run_trial
 
 SCORE = "valid_score"
+PATIENCE = {  # Ray ends the whole process where its helpers take half a minute to start, as on a machine at work
+    "agent_register_timeout_ms": 300_000,
+    "worker_register_timeout_seconds": 300,
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def _start(address: str | None) -> None:
         paths = [str(Path(recbole_gmc.__file__).parent.parent), *filter(None, map(os.path.abspath, sys.path))]
         variables = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
         here = {"num_cpus": os.cpu_count(), "include_dashboard": False, "runtime_env": {"env_vars": variables}}
+        here["_system_config"] = PATIENCE
     ray.init(address=address, logging_level=logging.WARNING, **here)
 
 
