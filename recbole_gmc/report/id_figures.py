@@ -101,7 +101,7 @@ def planes(run: Run, most: int, seed: int, progress: bool) -> dict[str, go.Figur
             continue
         figure = go.Figure()
         for place, (domain, part) in enumerate(points.items()):
-            marker = {"size": 4, "opacity": 0.75, "color": colour(place), "symbol": MARKS[place % len(MARKS)]}
+            marker = {"size": 5, "opacity": 0.85, "color": colour(place), "symbol": MARKS[place % len(MARKS)]}
             x, y = part.round(2).T.tolist()
             figure.add_scatter(x=x, y=y, mode="markers", name=domain, marker=marker, hoverinfo="name")
         counts = ", ".join(f"{part.shape[1]:,} of {domain}" for domain, part in residuals.items())
@@ -110,7 +110,7 @@ def planes(run: Run, most: int, seed: int, progress: bool) -> dict[str, go.Figur
         caption = f"t-SNE of {counts}, drawn with seed {seed}.{own}"
         figure.update_layout(title=f"Level {level + 1}", meta={"caption": caption})
         figure.update_xaxes(showticklabels=False).update_yaxes(showticklabels=False)
-        made[f"residuals-{level + 1}"] = finished(figure)
+        made[f"residuals-{level + 1}"] = finished(figure).update_layout(legend_itemsizing="constant")
     return made
 
 
