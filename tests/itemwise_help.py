@@ -56,8 +56,8 @@ def dot(a: list[float], b: list[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-def code_log_prob(made: ItemwiseNetwork, state: list[float], path: list[int]) -> float:
-    """One item's log-probability: its codes one after another, each among all codes of its level."""
+def code_log_prob(made: ItemwiseNetwork, state: list[float], path: list[int], paths: list[list[int]]) -> float:
+    """One item's log-probability: its codes one after another, each among all of its level or those in the tree."""
     total, seen = 0.0, list(state)
     for level, code in enumerate(path):
         table, readout = made.tables[level].tolist(), made.readouts[level]
@@ -70,7 +70,10 @@ def code_log_prob(made: ItemwiseNetwork, state: list[float], path: list[int]) ->
             for row, bias in zip(readout.wo.weight.tolist(), readout.wo.bias.tolist(), strict=True)
         ]
         asked = [a + b for a, b in zip(state, outer, strict=True)]
-        total += log_softmax([dot(asked, row) for row in table])[code]
+        among = list(range(len(table)))
+        if made.settings.rank_softmax == "tree":
+            among = sorted({other[level] for other in paths if other[:level] == path[:level]})
+        total += log_softmax([dot(asked, table[one]) for one in among])[among.index(code)]
         seen = [a + b for a, b in zip(seen, table[code], strict=True)]
     return total
 
@@ -82,6 +85,6 @@ def all_scores(made: ItemwiseNetwork, states: Tensor, weight: float, seed: int =
     rows = []
     for state in states.tolist():
         dense = log_softmax([dot(state, vector) for vector in vectors])
-        paths = [code_log_prob(made, state, path) for path in codes.tolist()]
+        paths = [code_log_prob(made, state, path, codes.tolist()) for path in codes.tolist()]
         rows.append([(1 - weight) * a + weight * b for a, b in zip(paths, dense, strict=True)])
     return torch.tensor(rows)

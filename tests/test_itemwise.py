@@ -9,15 +9,16 @@ import torch
 from itemwise_help import CODES, ITEMS, SMALL, all_scores, catalogue, histories, network, search
 
 from recbole_gmc.errors import GMCError, SettingError
+from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
 from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
 
 WEIGHTS = (0.0, 0.3, 0.75, 1.0)
 
 
-@pytest.fixture(scope="module")
-def made() -> ItemwiseNetwork:
-    return network()
+@pytest.fixture(scope="module", params=["table", "tree"])
+def made(request) -> ItemwiseNetwork:
+    return network(settings=replace(SMALL, rank_softmax=request.param))
 
 
 @torch.no_grad()
@@ -81,7 +82,11 @@ def test_training_reads_out_the_same(made):
     finder, (history, length) = search(made), histories(5)
     states, codes = finder.states(history, length), catalogue()[0]
     logits = made.level_logits(states.repeat_interleave(ITEMS, 0), codes.repeat(5, 1))
-    found = code_log_probs(logits, codes.repeat(5, 1)).sum(1).view(5, ITEMS)
+    tree = CodeTree(codes, CODES) if made.settings.rank_softmax == "tree" else None
+    allowed = tree.allowed(torch.arange(ITEMS).repeat(5)) if tree else None
+    found = code_log_probs(logits, codes.repeat(5, 1), allowed).sum(1).view(5, ITEMS)
+    mass = found.exp().sum(1)
+    assert torch.allclose(mass, torch.ones(5), atol=1e-4) if tree else (mass < 0.9).all()
     assert torch.allclose(found, finder.codes(states), atol=1e-4)
     dense = torch.stack([dense_loss(states, finder.vectors, torch.full((5,), item)) for item in range(ITEMS)], 1)
     assert torch.allclose(-dense, finder.dense(states), atol=1e-4)
@@ -113,11 +118,12 @@ def test_beams_that_cover_the_tree_find_the_same(made, weight):
     assert torch.equal(beam.items, exact.items) and torch.equal(beam.scores, exact.scores)
 
 
+@pytest.mark.parametrize("softmax", ["table", "tree"])
 @pytest.mark.parametrize("weight", [0.0, 0.3])
-def test_a_certificate_is_never_wrong_and_sometimes_missing(weight):
+def test_a_certificate_is_never_wrong_and_sometimes_missing(weight, softmax):
     certified = []
     for seed in range(4):
-        made = network(seed, sharp=12.0 if seed % 2 else 40.0)
+        made = network(seed, replace(SMALL, rank_softmax=softmax), sharp=12.0 if seed % 2 else 40.0)
         finder, (history, length) = search(made), histories(60, seed)
         with torch.no_grad():
             states = finder.states(history, length)
@@ -132,7 +138,7 @@ def test_a_certificate_is_never_wrong_and_sometimes_missing(weight):
 
 
 def test_equal_scores_are_ordered_by_code_path():
-    made = network()
+    made = network(settings=replace(SMALL, rank_softmax="table"))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.zero_()
@@ -162,7 +168,7 @@ def test_switches_leave_their_parts_out(switch):
 
 @torch.no_grad()
 def test_without_an_item_table_new_items_are_scored_from_text_and_codes():
-    made = network(settings=replace(SMALL, vectors=False, dense=False))
+    made = network(settings=replace(SMALL, vectors=False, dense=False, rank_softmax="table"))
     assert not any(ITEMS in tensor.shape for tensor in made.state_dict().values())
     codes, text = catalogue()
     from recbole_gmc.decode.itemwise import ItemwiseSearch

@@ -60,13 +60,16 @@ class CodeReadOut:
     """Scores the prefixes of one tree for given states.
 
     Args:
-        network: only read; its numbers are those of ``ItemwiseNetwork.level_logits`` in evaluation mode.
+        network: only read; its numbers are those of ``ItemwiseNetwork.level_logits`` in evaluation mode. Its setting
+            ``rank_softmax`` says among which codes each is normalised: ``table``, all of its level as a T5's tokens
+            are, or ``tree``, those that follow its prefix in the tree. Then the items' probabilities sum to one, and
+            a code that stands alone costs nothing.
         trie: the domain's prefix tree.
     """
 
     def __init__(self, network: ItemwiseNetwork, trie: Trie) -> None:
         tables = network.tables.detach().float()
-        self.trie = trie.to(tables.device)
+        self.trie, self.among_tree = trie.to(tables.device), network.settings.rank_softmax == "tree"
         self.levels = []
         for number, (table, readout) in enumerate(zip(tables, network.readouts, strict=True)):
             wi, wo = readout.wi.weight.detach().float(), readout.wo.weight.detach().float()
@@ -85,35 +88,21 @@ class CodeReadOut:
     def expand(self, states: Tensor, frontier: Frontier, depth: int) -> Frontier:
         """All children of prefixes of ``depth`` codes.
 
-        Codes are normalised over the level's whole table, as a T5's tokens are, not over a node's children.
-
         Args:
             states: float32 [B, d].
 
         Raises:
             GMCError: the network's output is not a number.
         """
-        level = self.levels[depth]
-        hidden = torch.addmm(level.bi, states, level.wi.T)
-        base = torch.addmm(level.shift, states, level.table.T)
         begin, count = self.trie.children(frontier.nodes)
-        end = count.cumsum(0)
-        bounds = torch.cat([end.new_zeros(1), end])
-        parent = torch.repeat_interleave(torch.arange(len(frontier), device=end.device), count)
-        nodes = begin[parent] + torch.arange(len(parent), device=end.device) - bounds[parent]
-        codes, scores = self.trie.code[nodes].long(), torch.empty(len(parent), device=states.device)
-        step = max(1, BLOCK_BYTES // (4 * (level.out.shape[0] + level.out.shape[1])))
-        for first in range(0, len(frontier), step):
-            part = slice(first, min(first + step, len(frontier)))
-            users = frontier.users[part]
-            inner = hidden[users]
-            for earlier, path in enumerate(level.paths):
-                inner += path[self._path(frontier.nodes[part], depth)[:, earlier]]
-            logits = torch.addmm(base[users], inner.relu_(), level.out.T)
-            rest = frontier.scores[part] - logits.logsumexp(1)
-            mine = slice(int(bounds[part.start]), int(bounds[part.stop]))
-            above = parent[mine] - part.start
-            scores[mine] = logits[above, codes[mine]] + rest[above]
+        parent = _repeated(count)
+        nodes = begin[parent] + torch.arange(len(parent), device=count.device) - (count.cumsum(0) - count)[parent]
+        scores = frontier.scores[parent]
+        asked = count > 1 if self.among_tree else count > 0
+        places = asked[parent].nonzero().squeeze(1)
+        among = frontier.select(asked.nonzero().squeeze(1))
+        codes = self.trie.code[nodes[places]].long()
+        scores[places] += self._steps(states, among, depth, _repeated(count[asked]), codes)
         if bool(scores.isnan().any()):
             raise GMCError(
                 "the recommender's output is not a number",
@@ -122,6 +111,33 @@ class CodeReadOut:
             )
         return Frontier(frontier.users[parent], nodes, scores)
 
+    def _steps(self, states: Tensor, asked: Frontier, depth: int, parent: Tensor, codes: Tensor) -> Tensor:
+        """[C]: log-probabilities of ``codes`` [C] after the prefixes that ``parent`` [C], ascending, names."""
+        level = self.levels[depth]
+        hidden = torch.addmm(level.bi, states, level.wi.T)
+        base = torch.addmm(level.shift, states, level.table.T)
+        found = torch.empty(len(codes), device=states.device)
+        step = max(1, BLOCK_BYTES // (4 * (level.out.shape[0] + level.out.shape[1])))
+        for first in range(0, len(asked), step):
+            part = slice(first, min(first + step, len(asked)))
+            users, inner = asked.users[part], hidden[asked.users[part]]
+            for earlier, path in enumerate(level.paths):
+                inner += path[self._path(asked.nodes[part], depth)[:, earlier]]
+            logits = torch.addmm(base[users], inner.relu_(), level.out.T)
+            bounds = torch.searchsorted(parent, torch.tensor([part.start, part.stop], device=parent.device))
+            mine = slice(*bounds.tolist())
+            above = parent[mine] - part.start
+            chosen = logits[above, codes[mine]]
+            if self.among_tree:
+                logits = torch.full_like(logits, -torch.inf).index_put_((above, codes[mine]), chosen)
+            found[mine] = chosen - logits.logsumexp(1)[above]
+        return found
+
     def _path(self, nodes: Tensor, depth: int) -> Tensor:
         """int64 [P, depth]: the codes of nodes that stand at ``depth`` > 0."""
         return self._codes[depth - 1][nodes - self.trie.start[depth - 1]]
+
+
+def _repeated(count: Tensor) -> Tensor:
+    """Each place of ``count`` [P] as often as it says, ascending."""
+    return torch.repeat_interleave(torch.arange(len(count), device=count.device), count)

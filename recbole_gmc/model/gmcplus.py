@@ -17,6 +17,7 @@ from recbole_gmc.data.windows import Windows
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.errors import SettingError
 from recbole_gmc.mixed_recommender import MixedRecommender
+from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
 from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
@@ -59,6 +60,7 @@ class GMCPlus(GenerativeRecommender):
         self.mix = dict.fromkeys(self.items.domains, self.first_weight)
         self.network = ItemwiseNetwork(self.itemwise, self.vocabulary, len(self.items), 0, self.max_items)
         self.register_buffer("text_rows", None, persistent=False)
+        self._trees: dict[str, CodeTree] = {}  # made when first asked for
 
     @property
     def first_weight(self) -> float:
@@ -85,6 +87,7 @@ class GMCPlus(GenerativeRecommender):
             network.text.fit(rows.to(self.codes.device))
             self.text_rows = rows.to(self.codes.device)
         self._set_codes(ids)
+        self._trees = {}
 
     def starting_point(self) -> list[Any]:
         text = [] if self.text is None else [self.text.fingerprint]
@@ -124,7 +127,8 @@ class GMCPlus(GenerativeRecommender):
         states, place = states[taken], place[taken]
         target, owner = windows.next_items.flatten()[place], place // windows.history.shape[1]
         codes = self.codes[target]
-        log_probs = code_log_probs(self.network.level_logits(states, codes), codes)
+        allowed = self._allowed(target, windows.domain[owner], self.itemwise.train_softmax)
+        log_probs = code_log_probs(self.network.level_logits(states, codes), codes, allowed)
         found = prefix_aware_loss(log_probs, self.prefix.beta, self.prefix.eta)
         target, domain = target + start[owner], windows.domain[owner]
         if self.itemwise.dense:
@@ -152,6 +156,21 @@ class GMCPlus(GenerativeRecommender):
             shift[windows.domain == self.items.domains.index(name)] = begin - span.start
             begin += span.stop - span.start
         return torch.cat(parts), shift
+
+    def _allowed(self, target: Tensor, domain: Tensor, softmax: str) -> Tensor | None:
+        """bool [T, L, N]: the codes that may follow in the tree of each target's domain; ``None`` for all."""
+        if softmax == "table":
+            return None
+        found = torch.empty(*self.codes[target].shape, self.vocabulary.codebook_size, dtype=torch.bool)
+        found = found.to(target.device)
+        for name, rows in self.by_domain(domain):
+            found[rows] = self._tree(name).allowed(target[rows] - self.items.rows(name).start)
+        return found
+
+    def _tree(self, domain: str) -> CodeTree:
+        if domain not in self._trees:
+            self._trees[domain] = CodeTree(self.codes[self.items.rows(domain)], self.vocabulary.codebook_size)
+        return self._trees[domain]
 
     def loss(self, windows: Windows) -> Tensor:
         """The mean over all targets."""
@@ -192,7 +211,8 @@ class GMCPlus(GenerativeRecommender):
             history = (rows.history[users] - span.start).clamp(min=0)
             states = self.network.last_states(items, history, rows.length[users])
             codes = self.codes[rows.target[users]]
-            found = code_log_probs(self.network.level_logits(states, codes), codes).sum(1)
+            allowed = self._allowed(rows.target[users], rows.domain[users], self.itemwise.rank_softmax)
+            found = code_log_probs(self.network.level_logits(states, codes), codes, allowed).sum(1)
             dense = -dense_loss(states, items, rows.target[users] - span.start)
             scores[users] = (1 - weight) * found + weight * dense
         return scores

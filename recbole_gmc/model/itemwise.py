@@ -35,6 +35,8 @@ class ItemwiseSettings:
     text: bool = key("text_input", True)
     vectors: bool = key("item_vectors", True)
     dense: bool = key("dense_head", True)
+    train_softmax: str = key("train_softmax", "table", choices=("table", "tree"))
+    rank_softmax: str = key("rank_softmax", "tree", choices=("table", "tree"))
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -124,6 +126,7 @@ class ItemwiseNetwork(nn.Module):
     ) -> None:
         super().__init__()
         width, levels = settings.width, vocabulary.levels
+        self.settings = settings
         self._made_of = (settings, vocabulary, items, text_dim, max_items)
         self.tables = nn.Parameter(torch.empty(levels, vocabulary.codebook_size, width))
         self.position = nn.Embedding(max_items, width)
