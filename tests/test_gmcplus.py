@@ -107,9 +107,8 @@ def done(root) -> SimpleNamespace:
 def test_stages_and_files(done):
     assert list(done.result["epochs"]) == ["unified", "lora:Big", "lora:Small"]
     assert {"tokenizer", "unified", "lora:Big", "lora:Small", "dense_weight", "test"} <= done.result["seconds"].keys()
-    assert {path.name for path in done.folder.iterdir()} == {
-        *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard")
-    }
+    files = {"result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "checkpoint", "run.log", "tensorboard"}
+    assert files <= {path.name for path in done.folder.iterdir()}
     assert done.result["certified"]["all"] == 1.0
     assert done.result["parameters"]["adapter"] > 0
     rounded = {name: round(value, 4) for name, value in done.result["average"].items()}
