@@ -28,12 +28,12 @@ def write(drawn: Mapping[str, Any], folder: Path, progress: bool = True) -> None
     try:
         with new_folder(folder) as work, tqdm(total=2 * len(names), desc="Pictures", disable=not progress) as bar:
             for start in range(0, len(names), AT_ONCE):
-                part = names[start : start + AT_ONCE]
-                for kind, scale in KINDS.items():
-                    files = [work / f"{name}.{kind}" for name in part]
-                    images = [_on_white(drawn[name]) for name in part]
-                    plotly.io.write_images(images, files, width=900, height=420, scale=scale)
-                    bar.update(len(part))
+                wanted = [(name, kind) for name in names[start : start + AT_ONCE] for kind in KINDS]
+                files = [work / f"{name}.{kind}" for name, kind in wanted]
+                images = [_on_white(drawn[name]) for name, _ in wanted]
+                scales = [KINDS[kind] for _, kind in wanted]
+                plotly.io.write_images(images, files, width=900, height=420, scale=scales)
+                bar.update(len(wanted))
     except Exception as error:  # kaleido raises many kinds where it finds no browser
         reason = " ".join(str(error).split())[:160]
         print(f"No PNG and SVG of the figures: {type(error).__name__}: {reason}", file=sys.stderr)
