@@ -142,6 +142,7 @@ class TokenizerSettings:
     clip_grad_norm: float | None = key("tokenizer_clip_grad_norm", 1.0, above=0.0)
     gemm: str = key("gemm", "auto", choices=("auto", "torch", "onednn"))
     collisions: str = key("tokenizer_collisions", "move", choices=("move", "count"))
+    versions: int = key("ids_per_item", 1, least=1)
     ids_path: str | None = key("semantic_ids_path", None)
     ids_repair: bool = key("semantic_ids_repair", False)
 

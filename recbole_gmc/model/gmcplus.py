@@ -60,7 +60,7 @@ class GMCPlus(GenerativeRecommender):
         self.mix = dict.fromkeys(self.items.domains, self.first_weight)
         self.network = ItemwiseNetwork(self.itemwise, self.vocabulary, len(self.items), 0, self.max_items)
         self.register_buffer("text_rows", None, persistent=False)
-        self._trees: dict[str, CodeTree] = {}  # made when first asked for
+        self._trees: dict[tuple[str, int | None], CodeTree] = {}  # of each version, made when first asked for
 
     @property
     def first_weight(self) -> float:
@@ -168,9 +168,10 @@ class GMCPlus(GenerativeRecommender):
         return found
 
     def _tree(self, domain: str) -> CodeTree:
-        if domain not in self._trees:
-            self._trees[domain] = CodeTree(self.codes[self.items.rows(domain)], self.vocabulary.codebook_size)
-        return self._trees[domain]
+        key = domain, self.version
+        if key not in self._trees:
+            self._trees[key] = CodeTree(self.codes[self.items.rows(domain)], self.vocabulary.codebook_size)
+        return self._trees[key]
 
     def loss(self, windows: Windows) -> Tensor:
         """The mean over all targets."""
@@ -185,11 +186,12 @@ class GMCPlus(GenerativeRecommender):
             chunk_tokens: positions held at once; fewer need less memory, the gradient stays.
         """
         targets, total = int(windows.fresh.sum()), torch.zeros((), device=self.codes.device)
-        for part in _chunks(windows, chunk_tokens):
-            with torch.autocast(self.codes.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss = self.losses(part).sum() / targets
-            loss.backward()
-            total += loss.detach()
+        with self.version_of_step():
+            for part in _chunks(windows, chunk_tokens):
+                with torch.autocast(self.codes.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                    loss = self.losses(part).sum() / targets
+                loss.backward()
+                total += loss.detach()
         return total
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:

@@ -88,7 +88,7 @@ def tokenize(
     logger.info("Semantic IDs: reused from the cache (%s)", entry)
     ids = SemanticIds.load(Path(entry) / "ids")
     # files hold domains by name; the embeddings' own index keeps the order of the run
-    ids = SemanticIds(embeddings.items, ids.codes, ids.codebook_size)
+    ids = replace(ids, items=embeddings.items)
     return Tokenization(ids, read_json(entry / "quality.json"), residuals.read(entry / residuals.NAME))
 
 
@@ -126,7 +126,8 @@ def _learned(
     figures = _figures(embeddings, settings, learned, made.moved)
     sample = residuals.sample(items, learned, seed)
     embeddings.refuse_change()
-    ids = SemanticIds(items, made.codes, settings.codebook_size)
+    ids = SemanticIds(items, made.codes, settings.codebook_size, earlier=learned.earlier)
+    figures["versions"] = quality.versions(learned.codes, learned.earlier)
     figures["seconds"] = round(time.perf_counter() - start, 2)
     _log(figures)
     return Tokenization(ids, figures, sample)
