@@ -128,13 +128,13 @@ def test_anomaly_detection_stays_off(unified):
 def test_few_users_watch_and_all_decide(root):
     made = prepared(root, "watched", valid_users=7, epochs=2, lora_epochs=1)
     seen = []
-    measure = made.trainer._measure
+    metrics = made.trainer._metrics
 
-    def counted(rows, *args):
-        seen.append((made.trainer.stage and made.trainer.stage.name, len(rows)))
-        return measure(rows, *args)
+    def counted(table):
+        seen.append((made.trainer.stage and made.trainer.stage.name, len(table)))
+        return metrics(table)
 
-    made.trainer._measure = counted
+    made.trainer._metrics = counted
     made.trainer.fit(made.train, made.valid, saved=False)
     adapter = [7, 7]  # as it starts, and after its epoch; then all users, with the adapter and without
     assert seen == [
