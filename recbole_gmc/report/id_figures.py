@@ -95,7 +95,7 @@ def planes(run: Run, most: int, seed: int, progress: bool) -> dict[str, go.Figur
     residuals = projection.sampled(residuals_of(run), most, seed)
     levels = len(next(iter(residuals.values()))) if residuals else 0
     made = {}
-    for level in tqdm(range(levels), desc=f"t-SNE, {run.name}", unit="level", disable=not progress):
+    for level in tqdm(range(levels), desc=f"t-SNE, {run.name}", unit="level", disable=not (progress and levels)):
         points = projection.project(residuals, level, seed)
         if points is None:
             continue
