@@ -173,12 +173,16 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _mark_writer(work: Path) -> Iterator[Path]:
-    """A file in ``work`` that stays locked as long as this process lives: how others know a leftover."""
-    path = work / WRITER
-    with open(path, "w") as file:
+    """A file in ``work`` that stays locked as long as this process lives: how others know a leftover.
+
+    It gets its name once it is locked: who looks between the two would take a living writer for a killed one.
+    """
+    path, unnamed = work / WRITER, work / f"{WRITER}-new"
+    with open(unnamed, "w") as file:
         if fcntl is not None:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
+        os.replace(unnamed, path)
         yield path
 
 

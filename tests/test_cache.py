@@ -131,14 +131,29 @@ def test_killed_writer_is_swept(cache):
     assert not list((cache.root / "kind").glob(".partial-*"))
 
 
+def test_a_writer_that_is_about_to_lock_its_mark_is_alive(cache, monkeypatch):
+    """Another process looks at the folder just before the lock is taken."""
+    flock, looked = cache_module.fcntl.flock, []
+
+    def slow(file, how):
+        if how == cache_module.fcntl.LOCK_EX and not looked:
+            looked.append(cache.get("kind", KEY))
+        flock(file, how)
+
+    monkeypatch.setattr(cache_module.fcntl, "flock", slow)
+    store(cache, "whole")
+    monkeypatch.undo()
+    assert looked == [None] and (cache.get("kind", KEY) / "a.txt").read_text() == "whole"
+
+
 def test_processes_may_race_for_the_same_keys(cache):
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
+    barrier = context.Barrier(3, timeout=50)
     racers = [context.Process(target=_race, args=(cache.root, barrier)) for _ in range(3)]
     for racer in racers:
         racer.start()
     for racer in racers:
-        racer.join(240)
+        racer.join(60)
     assert [racer.exitcode for racer in racers] == [0, 0, 0]
     assert not [path.name for path in (cache.root / "kind").glob(".*") if path.name != ".lock"]
 
