@@ -11,7 +11,7 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.speed import command
 from recbole_gmc.speed.catalogues import DOMAINS, real_domains, write_clusters
 from recbole_gmc.speed.memory import peak_bytes
-from recbole_gmc.speed.tokenizer import TINY, unique_codes
+from recbole_gmc.speed.tokenizer import TINY, Training, unique_codes
 from recbole_gmc.tokenizer.fit import fit_rqvae
 
 
@@ -54,6 +54,12 @@ def test_every_catalogue_has_its_figures_and_no_collision_after_the_repair(repor
         assert figures["epoch_items"] == figures["items"]
     assert report["memory"]["vector_bytes"] == 600 * 48 * 2
     assert report["memory"]["peak_bytes"] > 2**24
+
+
+def test_a_training_is_charged_to_its_first_look_that_is_good_enough():
+    training = Training((1.0, 2.0, 3.0, 4.0), (0.5, 0.3, 0.4, 0.3), 0.3, None)
+    assert [training.seconds_to(share) for share in (0.6, 0.4, 0.3)] == [1.0, 2.0, 2.0]
+    assert training.seconds_to(0.1) == 4.0  # never so good: all it took
 
 
 def test_real_domains_are_read_by_token_whatever_the_order_of_rows(domains):
