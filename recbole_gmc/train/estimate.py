@@ -1,72 +1,68 @@
-"""How long the run will take, measured on a few rows before it starts."""
+"""How long stages of training will take, from a few batches before they start."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from recbole.utils import set_color
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.train.stage import Stage
 
-if TYPE_CHECKING:
-    from recbole_gmc.train.trainer import GMCTrainer
+PROBE_ROWS, PROBE_USERS = 512, 256  # at most so many in one call that is timed
+CALLS, ENOUGH = 3, 2.0  # that count: no further one after so many, or so many seconds
 
-PROBE_ROWS = 512
-PROBE_USERS = 64
-
-
-def log(trainer: GMCTrainer, train: SequenceRows, watched: SequenceRows | None) -> None:
-    """Logs how long the stages that are not done yet will take."""
-    domains = trainer.model.items.domains
-
-    def count(rows: SequenceRows | None, stage: Stage) -> int:
-        if rows is None or stage.domain is None:
-            return len(rows or ())
-        return int((rows.domain == domains.index(stage.domain)).sum())
-
-    left = [stage for stage in trainer.plan if stage.name not in trainer.record.done]
-    plan = [(stage, count(train, stage), count(watched, stage)) for stage in left]
-    if plan:
-        first, total = seconds_left(trainer, plan, train)
-        machine = f"{'bf16' if trainer.bf16 else 'fp32'} on {trainer.device.type}, {torch.get_num_threads()} threads"
-        trainer.logger.info(
-            set_color("Estimated time", "blue") + f": {told(first)} for the first epoch and its validation, at most "
-            f"{told(total)} in all ({machine})"
-        )
+Work = Callable[[SequenceRows], Any]
 
 
-def seconds_left(trainer: GMCTrainer, stages: list[tuple[Stage, int, int]], rows: SequenceRows) -> tuple[float, float]:
-    """Seconds for the stages, each with its training rows and validation users.
+@dataclass(frozen=True)
+class Load:
+    """What a stage goes through: the rows of an epoch, and the users of one validation."""
+
+    stage: Stage
+    rows: int
+    users: int
+
+    def seconds(self, row: float, user: float) -> float:
+        """Of all epochs and their validations, for so many seconds a training row and a ranked user."""
+        validations = self.stage.epochs // max(1, self.stage.eval_step)
+        return self.stage.epochs * self.rows * row + validations * self.users * user
+
+
+def of_stages(
+    loads: Sequence[Load], train: Work, rank: Work, rows: SequenceRows, users: SequenceRows | None, device: torch.device
+) -> tuple[float, float]:
+    """Times ``train`` on batches of ``rows``, as large as the first stage's, and ``rank`` on some of ``users``.
 
     Returns:
-        Seconds of the first epoch with its validation, and of everything if no stage stops early. No weight and no
-        random state changes.
+        Seconds of the first stage's first epoch with its validation, and of all stages if none stops early. The
+        random state is as before.
     """
-    adapters = trainer.model.adapters
-    if adapters is not None:  # resumed: the backbone is frozen, and only a stage's own adapter has a gradient
-        adapters.activate(stages[0][0].domain)
-    with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
-        sample = rows.select(torch.randperm(len(rows))[:PROBE_ROWS].to(rows.target.device))
-        trainer.backward(sample)  # warm-up: first calls allocate
+    first = loads[0]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        row = seconds_each(train, rows, min(first.stage.batch_size, PROBE_ROWS), device)
+        user = 0.0 if users is None else seconds_each(rank, users, PROBE_USERS, device)
+    return first.rows * row + first.users * user, sum(load.seconds(row, user) for load in loads)
+
+
+def seconds_each(work: Work, rows: SequenceRows, size: int, device: torch.device) -> float:
+    """Seconds that ``work`` takes for each of ``size`` rows; the first call, which chooses kernels, does not count."""
+    size = min(size, len(rows))
+    if not size:
+        return 0.0
+    spent: list[float] = []
+    while len(spent) < 2 or (len(spent) <= CALLS and sum(spent[1:]) < ENOUGH):
+        sample = rows.select(torch.randperm(len(rows))[:size].to(rows.target.device))
         started = perf_counter()
-        trainer.backward(sample)
-        a_row = (perf_counter() - started) / len(sample)
-        trainer.model.zero_grad(set_to_none=True)
-        users = sample.select(torch.arange(min(PROBE_USERS, len(sample)), device=rows.target.device))
-        started = perf_counter()
-        trainer.rank(users)
-        a_user = (perf_counter() - started) / len(users)
-    if adapters is not None:
-        adapters.activate(None)
-    costs = [
-        (stage.epochs * rows_ * a_row, stage.epochs // max(1, stage.eval_step) * users_ * a_user)
-        for stage, rows_, users_ in stages
-    ]
-    first = stages[0][1] * a_row + stages[0][2] * a_user
-    return first, sum(train + valid for train, valid in costs)
+        work(sample)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(perf_counter() - started)
+    return median(spent[1:]) / size
 
 
 def told(seconds: float) -> str:

@@ -55,12 +55,12 @@ class GMCPlusTrainer(GMCTrainer):
             title = set_color("Weight of the dense head", "blue") + f" in {domain}"
             self.logger.info(f"{title}: {self.model.mix[domain]:g} ({self.valid_metric} on validation {told})")
 
-    def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
+    def rank_watched(self, rows: SequenceRows, show_progress: bool = False) -> TopKTable:
         """By beam search: a young network is unsure of everything, and an exact search would look at most prefixes."""
         final = self.model.decode
         self.model.decode = replace(final, search="beam")
         try:
-            return super()._valid_epoch(valid_data, show_progress)
+            return super().rank_watched(rows, show_progress)
         finally:
             self.model.decode = final
 

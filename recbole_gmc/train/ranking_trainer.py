@@ -88,6 +88,10 @@ class RankingTrainer(Trainer):
         users = users or ("",) * len(rows)
         return rank_rows(self.model.recommender(domains), items, rows, users, show_progress)
 
+    def rank_watched(self, rows: SequenceRows, show_progress: bool = False) -> TopKTable:
+        """The lists that validate while training."""
+        return self.rank(rows, show_progress=show_progress)
+
     def _measure(self, rows: SequenceRows, show_progress: bool = False) -> Result:
         return self._metrics(self.rank(rows, show_progress=show_progress))
 

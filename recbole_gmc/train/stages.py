@@ -236,7 +236,7 @@ class StageTrainer(RankingTrainer):
             )
 
     def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
-        result = self._measure(valid_data, show_progress)
+        result = self._metrics(self.rank_watched(valid_data, show_progress))
         score = calculate_valid_score(result, self.valid_metric)
         if score >= self.best_valid_score if self.valid_metric_bigger else score <= self.best_valid_score:
             self.best = self.snapshot()  # RecBole counts a tie as better, too

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from recbole.config import Config
-from recbole.utils import calculate_valid_score
+from recbole.utils import calculate_valid_score, set_color
 from torch import Tensor
 
 from recbole_gmc.data.domains import GMCDataset
@@ -53,7 +53,33 @@ class GMCTrainer(StageTrainer):
         if self.model.label:
             self.logger.info(f"{self.config['model']} in a {self.model.label}")
         self._set_ids(dataset, show_progress)
-        estimate.log(self, self._units(train), watched)
+        self._say_how_long(self._units(train), watched)
+
+    def _say_how_long(self, units: SequenceRows, watched: SequenceRows | None) -> None:
+        """Logs how long the stages that are not done yet will take. No weight and no random state changes."""
+        left = [stage for stage in self.plan if stage.name not in self.record.done]
+        if not left:
+            return
+        loads = [estimate.Load(stage, self._count(units, stage), self._count(watched, stage)) for stage in left]
+        adapters = self.model.adapters
+        if adapters is not None:  # resumed: the backbone is frozen, and only a stage's own adapter has a gradient
+            adapters.activate(left[0].domain)
+        self.model.train()
+        first, total = estimate.of_stages(loads, self.backward, self.rank_watched, units, watched, self.device)
+        self.model.zero_grad(set_to_none=True)
+        if adapters is not None:
+            adapters.activate(None)
+        machine = f"{'bf16' if self.bf16 else 'fp32'} on {self.device.type}, {torch.get_num_threads()} threads"
+        self.logger.info(
+            set_color("Estimated time", "blue") + f": {estimate.told(first)} for the first epoch and its validation, "
+            f"at most {estimate.told(total)} in all ({machine})"
+        )
+
+    def _count(self, rows: SequenceRows | None, stage: Stage) -> int:
+        """The rows that a stage takes."""
+        if rows is None or stage.domain is None:
+            return len(rows or ())
+        return int((rows.domain == self.model.items.domains.index(stage.domain)).sum())
 
     def _stages(
         self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
