@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
+from recbole_gmc.files import hash_of
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import DecodeSettings, Lookup, TrainSettings, key, read
 from recbole_gmc.train.stage import Stage
@@ -55,6 +57,13 @@ class Inputs:
     facts: Mapping[str, Any] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all features."""
+        own = [part for name in sorted(self.domains) for part in (name, self.domains[name].cpu().numpy())]
+        more = [part for name in sorted(self.more) for part in (name, self.more[name].cpu().numpy())]
+        return hash_of(self.items.cpu().numpy(), *own, len(own), *more)
 
     def of_domain(self, domain: str, items: ItemIndex) -> Tensor:
         """[items of the domain, ...]."""

@@ -22,7 +22,7 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import run_dir
 from recbole_gmc.settings import DecodeSettings, read
 from recbole_gmc.train import checkpoint, run_files
-from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.checkpoint import Checkpoint, Constant, Progress
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stages import StageTrainer
@@ -129,7 +129,6 @@ class TransferTrainer(StageTrainer):
         def parts(work: Path) -> None:
             write_json(work / checkpoint.ITEMS, {domain: list(names) for domain, names in model.items.tokens.items()})
             write_json(work / FACTS, dict(model.inputs.facts))
-            checkpoint.save_tensors(work / FEATURES, _tensors(model.inputs, model.items))
 
         checkpoint.write(
             Path(self.saved_model_file),
@@ -137,6 +136,7 @@ class TransferTrainer(StageTrainer):
             weights=_weights(model),
             progress=progress,
             parts=parts,
+            constants={FEATURES: Constant(model.inputs.fingerprint, lambda: _tensors(model.inputs, model.items))},
         )
 
     def _put(self, found: Checkpoint) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,11 +37,13 @@ LOAD = """
 import json, pickle, sys
 import torch
 import recbole_gmc.loading
+from recbole_gmc.cache import Cache
 
 def forbidden(*args, **kwargs):
-    raise AssertionError("something was unpickled")
+    raise AssertionError("something was unpickled, or the cache was asked")
 
 pickle.load = pickle.loads = torch.load = forbidden
+Cache.get = Cache.put = forbidden
 model = recbole_gmc.load(sys.argv[1])
 asked = json.load(open(sys.argv[2]))
 json.dump([model.recommend(domain, history, 10) for domain, history in asked], open(sys.argv[3], "w"))
@@ -173,7 +176,8 @@ def test_a_loaded_model_recommends_the_same_in_a_fresh_process(root, done, tmp_p
     lines = done.lines[1:][::3]
     asked = [(line[0], histories(root, line[0])[line[1]][:-1]) for line in lines]
     (tmp_path / "asked.json").write_text(json.dumps(asked))
-    python("-c", LOAD, str(done.folder), "asked.json", "told.json", cwd=tmp_path)
+    shutil.copytree(done.folder / "checkpoint", tmp_path / "elsewhere")
+    python("-c", LOAD, "elsewhere", "asked.json", "told.json", cwd=tmp_path)
     for line, told in zip(lines, read_json(tmp_path / "told.json"), strict=True):
         assert [item for item, _ in told] == line[4:24:2]
         assert [score for _, score in told] == pytest.approx([float(score) for score in line[5:24:2]], abs=1e-4)
@@ -197,8 +201,6 @@ def test_recbole_functions_take_the_checkpoint_folder(root, done):
 
 
 def test_text_and_mix_are_in_the_checkpoint_and_damage_is_named(done, tmp_path):
-    import shutil
-
     found = Checkpoint(done.folder)
     assert found.text.items.fingerprint == found.ids.items.fingerprint and found.text.dim == 8
     for name in ("text.safetensors", "mix.json"):
@@ -228,6 +230,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(root, done, stage, monkeyp
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(gmcplus_trainer.GMCPlusTrainer, "backward", backward)
         run(root, name, cache_dir=str(root / f"cache-{name}"))
+    shutil.rmtree(root / f"cache-{name}")
     resume.resume(root / name)
     resumed = read_json(root / name / "result.json")
     assert resumed["hashes"] == done.result["hashes"] and resumed["mixes"] == done.result["mixes"]

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from recbole_gmc import loading
+from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.errors import CheckpointError, GMCError
 from recbole_gmc.files import hash_file, read_json, recover, write_json
 from recbole_gmc.items import ItemIndex
@@ -272,6 +273,56 @@ def test_a_full_disk_keeps_the_old_one(folder, monkeypatch):
     with pytest.raises((OSError, GMCError)):
         save(folder, seed=2)
     assert files(folder) == old and [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
+# ---- text that training does not change --------------------------------------------------------------------------
+
+
+def save_text(folder: Path, step: int, value: float = 0.5) -> TextEmbeddings:
+    text = TextEmbeddings(ITEMS, np.full((len(ITEMS), 3), value, np.float32))
+    parts = {"config": CONFIG, "ids": ids(), "t5": {"w": torch.tensor(float(step))}, "adapters": None}
+    checkpoint.save(folder, **parts, progress=Progress({"step": step}), text=text)
+    return text
+
+
+def test_text_is_written_once_and_every_checkpoint_has_it(tmp_path):
+    folder, text = tmp_path / "run/checkpoint", tmp_path / "run/checkpoint/text.safetensors"
+    save_text(folder, 0)
+    written = text.stat().st_ino
+    shutil.copytree(folder, tmp_path / "earlier")
+    wanted = save_text(folder, 1)
+    assert text.stat().st_ino == written and text.stat().st_nlink == 1  # the one before is gone
+    shutil.copytree(folder, tmp_path / "copy")
+    for name, step in (("earlier", 0), ("copy", 1), ("run", 1)):
+        found = Checkpoint(tmp_path / name)
+        assert found.progress().facts == {"step": step} and found.text.fingerprint == wanted.fingerprint
+    other = save_text(folder, 2, value=0.25)
+    assert text.stat().st_ino != written and Checkpoint(folder).text.fingerprint == other.fingerprint
+    assert Checkpoint(tmp_path / "copy").text.fingerprint == wanted.fingerprint
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "gone", "no links", "older manifest", "no manifest"])
+def test_text_is_written_again_where_it_cannot_be_linked(tmp_path, monkeypatch, trouble):
+    folder = tmp_path / "run/checkpoint"
+    save_text(folder, 0)
+    text, manifest = folder / "text.safetensors", folder / "manifest.json"
+    if trouble == "damaged":
+        text.write_bytes(text.read_bytes()[:-1] + b"x")
+    elif trouble == "gone":
+        text.unlink()
+    elif trouble == "older manifest":
+        write_json(manifest, {name: part for name, part in read_json(manifest).items() if name != "constants"})
+    elif trouble == "no manifest":
+        manifest.write_text("{")
+    else:
+        monkeypatch.setattr(os, "link", no_links)
+    wanted = save_text(folder, 1)
+    assert Checkpoint(folder).text.fingerprint == wanted.fingerprint
+    assert Checkpoint(folder).progress().facts == {"step": 1}
+
+
+def no_links(*args, **kwargs):
+    raise PermissionError(1, "Operation not permitted")
 
 
 # ---- parts of another run ----------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,17 @@ class Progress:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A file of tensors that training does not change, and the hash of what it holds.
+
+    It is written once: the checkpoints that follow have it as a link, so each folder is whole, and so are its copies.
+    """
+
+    fingerprint: str
+    tensors: Callable[[], Mapping[str, Tensor]]
+
+
 def write(
     folder: Path,
     *,
@@ -48,11 +61,13 @@ def write(
     weights: Mapping[str, Tensor],
     progress: Progress,
     parts: Callable[[Path], None],
+    constants: Mapping[str, Constant] = MappingProxyType({}),
 ) -> None:
     """Writes the folder beside its place and moves it there; the one before stays whole until then.
 
     Args:
         parts: writes what only this kind of model has into the folder it is given.
+        constants: file name -> what the checkpoint before may have already.
 
     Raises:
         RunError: the disk is full or the folder read-only.
@@ -61,7 +76,7 @@ def write(
     if standing(folder).is_dir():
         mend = "The last good checkpoint there is untouched: free some space, then go on with --resume"
     with telling_where(folder, mend):
-        _write(folder, config, weights, progress, parts)
+        _write(folder, config, weights, progress, parts, constants)
 
 
 def _write(
@@ -70,6 +85,7 @@ def _write(
     weights: Mapping[str, Tensor],
     progress: Progress,
     parts: Callable[[Path], None],
+    constants: Mapping[str, Constant],
 ) -> None:
     recover(folder)
     with new_folder(folder) as work:
@@ -78,8 +94,26 @@ def _write(
         save_tensors(work / "model.safetensors", weights)
         write_json(work / "progress.json", progress.facts)
         save_tensors(work / "progress.safetensors", progress.tensors)
+        for name, constant in constants.items():
+            if not _linked(folder, work, name, constant):
+                save_tensors(work / name, constant.tensors())
         files = {str(path.relative_to(work)): hash_file(path) for path in sorted(work.rglob("*")) if path.is_file()}
-        write_json(work / MANIFEST, {"format": FORMAT, "files": files})
+        manifest: dict[str, Any] = {"format": FORMAT, "files": files}
+        if constants:
+            manifest["constants"] = {name: constant.fingerprint for name, constant in constants.items()}
+        write_json(work / MANIFEST, manifest)
+
+
+def _linked(folder: Path, work: Path, name: str, constant: Constant) -> bool:
+    """Links the file of the checkpoint before if it holds the same, undamaged; some file systems have no links."""
+    try:
+        before = read_json(folder / MANIFEST)
+        if before["constants"][name] != constant.fingerprint or hash_file(folder / name) != before["files"][name]:
+            return False
+        os.link(folder / name, work / name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def save(
@@ -102,14 +136,16 @@ def save(
 
     def parts(work: Path) -> None:
         ids.save(work / IDS)
-        if text is not None:
-            save_tensors(work / TEXT, {"text": torch.from_numpy(np.asarray(text.vectors))})
         if mix is not None:
             write_json(work / MIX, dict(mix))
         if adapters is not None:
             adapters.save(work / adapters.FOLDER)
 
-    write(folder, config=config, weights=t5, progress=progress, parts=parts)
+    constants = {}
+    if text is not None:
+        rows = text.vectors
+        constants[TEXT] = Constant(text.fingerprint, lambda: {"text": torch.from_numpy(np.asarray(rows))})
+    write(folder, config=config, weights=t5, progress=progress, parts=parts, constants=constants)
 
 
 def point(run: Path, folder: Path) -> None:
