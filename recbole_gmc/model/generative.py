@@ -115,6 +115,15 @@ class GenerativeRecommender(SequentialRecommender):
     def starting_point(self) -> list[Any]:
         """All of the model that decides what training makes of it, for hashing."""
 
+    @abstractmethod
+    def _scored(self, recommender: Any, domain: str, history: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``full_sort_predict`` knows of a domain's users.
+
+        Returns:
+            RecBole's ids of items, int64 [B, K], or [K] where all users have the same; 0 with -inf where there are
+            fewer. Their scores [B, K].
+        """
+
     # ---- what they share -----------------------------------------------------------------------------------------
 
     def _placeholder_codes(self) -> Tensor:
@@ -167,6 +176,17 @@ class GenerativeRecommender(SequentialRecommender):
         """The rows int64 [n] of each domain that ``domain`` [B] holds, with its name."""
         positions = domain.unique().tolist()
         return [(self.items.domains[number], (domain == number).nonzero().flatten()) for number in positions]
+
+    @torch.no_grad()
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """[B, items]: scores of items of the user's domain, -inf for all others (``full_sort_topk``)."""
+        history, length = self._histories(interaction)
+        scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
+        recommender = self.recommender()
+        for domain, users in self.by_domain(self.domain_of_row[history[:, 0]]):
+            items, found = self._scored(recommender, domain, history[users], length[users])
+            scores[users[:, None], items] = found
+        return scores
 
     def _histories(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
         return self.row_of_item[interaction[self.ITEM_SEQ]], interaction[self.ITEM_SEQ_LEN]

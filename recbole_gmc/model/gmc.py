@@ -112,16 +112,8 @@ class GMC(GenerativeRecommender):
             scores[users] = sequence_log_prob(self.network, tokens[users], mask[users], labels[users])
         return scores
 
-    @torch.no_grad()
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """[B, items]: log-probability of the items that the beam holds, -inf for all others (``full_sort_topk``)."""
-        history, length = self._histories(interaction)
-        scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
-        recommender = self.recommender()
-        for domain, users in self.by_domain(self.domain_of_row[history[:, 0]]):
-            found = recommender.rank(domain, history[users], length[users])
-            ranked = torch.from_numpy(found.ranked).to(scores.device)
-            values = torch.from_numpy(found.scores).to(scores.device)
-            columns = torch.where(ranked >= 0, self.item_of_row[ranked], 0)
-            scores[users] = scores[users].scatter_reduce(1, columns, values, "amax")
-        return scores
+    def _scored(self, recommender: Recommender, domain: str, history: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The items that the beam holds, with their log-probabilities."""
+        found = recommender.rank(domain, history, length)
+        ranked, scores = (torch.from_numpy(part).to(history.device) for part in (found.ranked, found.scores))
+        return torch.where(ranked >= 0, self.item_of_row[ranked], 0), scores

@@ -219,16 +219,11 @@ class GMCPlus(GenerativeRecommender):
             scores[users] = (1 - weight) * found + weight * dense
         return scores
 
-    @torch.no_grad()
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """[B, items]: the exact score of every item of the user's domain, -inf for all others."""
-        history, length = self._histories(interaction)
-        scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
-        recommender = self.recommender()
-        for domain, users in self.by_domain(self.domain_of_row[history[:, 0]]):
-            columns = self.item_of_row[self.items.rows(domain)]
-            scores[users[:, None], columns] = recommender.scores(domain, history[users], length[users])
-        return scores
+    def _scored(
+        self, recommender: MixedRecommender, domain: str, history: Tensor, length: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Every item of the domain, with its exact score."""
+        return self.item_of_row[self.items.rows(domain)], recommender.scores(domain, history, length)
 
 
 def _built(
