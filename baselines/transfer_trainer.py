@@ -152,7 +152,7 @@ class TransferTrainer(StageTrainer):
         }
         weights = run_files.hash_of_weights({domain: network.state_dict() for domain, network in networks.items()})
         about = {"inputs": self.record.tokenizer} if self.record.tokenizer else {}
-        run_files.publish(self, table, run_files.summary(self, table, result, parameters, weights, **about))
+        self._publish(table, result, weights, parameters=parameters, **about)
 
 
 def _count(network: nn.Module) -> int:

@@ -17,7 +17,6 @@ from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.gmcplus import GMCPlus
-from recbole_gmc.train import run_files
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.trainer import GMCTrainer
 
@@ -71,7 +70,7 @@ class GMCPlusTrainer(GMCTrainer):
     def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows) -> None:
         """Beside the chosen mix the results have the rankings by the codes alone and by the dense head alone."""
         if not self.model.itemwise.dense:
-            run_files.write_results(self, table, result)
+            super()._write_results(table, result, rows)
             return
         chosen, found = dict(self.model.mix), {"mix": result}
         for name, weight in SOLE.items():
@@ -84,7 +83,7 @@ class GMCPlusTrainer(GMCTrainer):
                 mixes[domain][name] = {key: metrics[key] for key in metrics if key not in ("users", "items")}
             mixes["average"][name] = results.average(found[name], self.model.items.domains)
         TABLES.info(f"Rankings by the codes, by the chosen mix and by the dense head, test:\n{_draw(mixes)}")
-        run_files.write_results(self, table, result, mixes=mixes)
+        super()._write_results(table, result, rows, mixes=mixes)
 
 
 def _draw(mixes: dict[str, dict[str, Any]]) -> str:

@@ -15,10 +15,11 @@ from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.ranking import rank_rows
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.model.generative import GenerativeRecommender
-from recbole_gmc.places import checkpoint_dir
+from recbole_gmc.places import checkpoint_dir, run_dir
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.checkpoint import Checkpoint
+from recbole_gmc.train.precision import use_bf16
 
 Result = dict[str, float]
 
@@ -33,6 +34,7 @@ class RankingTrainer(Trainer):
         self.settings = read(TrainSettings, config)
         if self.settings.cpu_threads:
             torch.set_num_threads(self.settings.cpu_threads)
+        self.bf16 = use_bf16(self.settings.precision, self.device, bool(self.enable_amp))
         self.lists = ListEvaluator(config, self.eval_collector)
         self.saved_model_file = str(checkpoint_dir(config))
         self.record = state.RunRecord()
@@ -66,11 +68,31 @@ class RankingTrainer(Trainer):
 
     def _put(self, checkpoint: Checkpoint) -> None:
         """Loads a checkpoint into the model."""
-        run_files.put(checkpoint, self.model)
+        raise NotImplementedError
 
     def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows) -> None:
         """``table`` holds the lists of ``rows``, the test users."""
-        run_files.write_results(self, table, result)
+        raise NotImplementedError
+
+    def _publish(self, table: TopKTable, result: Result, weights: str, **more: Any) -> None:
+        """Writes topk.tsv and result.json, and shows the table on the terminal.
+
+        Args:
+            weights: one hash over all weights.
+            more: what result.json says of this kind of model alone.
+        """
+        about = {
+            "label": self.model.label,
+            "validation": {
+                "score": state.finite(self.best_valid_score),
+                "metrics": dict(self.best_valid_result or {}),
+            },
+            "precision": "bf16" if self.bf16 else "fp32",
+            **more,
+        }
+        run_files.publish(
+            run_dir(self.config), table, run_files.summary(self.config, self.record, table, result, weights, **about)
+        )
 
     def _say_what_is_short(self, table: TopKTable) -> None:
         if outside := int((table.target < 0).sum()):

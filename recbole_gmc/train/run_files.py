@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from recbole.config import Config
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import CheckpointError
@@ -15,17 +16,11 @@ from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.copies import DomainCopies
 from recbole_gmc.model.generative import GenerativeRecommender
-from recbole_gmc.places import run_dir
 from recbole_gmc.tokenizer import residuals
-from recbole_gmc.train import checkpoint
-from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import to_json
-
-if TYPE_CHECKING:
-    from recbole.config import Config
-
-    from recbole_gmc.train.stages import StageTrainer
-    from recbole_gmc.train.trainer import GMCTrainer
+from recbole_gmc.train.state import RunRecord
 
 AGAIN = "The checkpoint is whole: free some space, then --resume tests again"
 
@@ -46,25 +41,10 @@ def refuse_changed(dataset: GMCDataset, before: Mapping[str, str]) -> None:
             raise CheckpointError("the file has changed since the run began", name, mend)
 
 
-def write_residuals(config: Config, found: residuals.Residuals) -> None:
+def write_residuals(folder: Path, found: residuals.Residuals) -> None:
     """What a report shows of the tokenizer's levels; the network itself is not kept."""
-    with telling_where(folder := run_dir(config), "Free some space, or name another run_dir"):
+    with telling_where(folder, "Free some space, or name another run_dir"):
         residuals.write(folder / residuals.NAME, found)
-
-
-def save(trainer: GMCTrainer, progress: Progress) -> None:
-    model = trainer.model
-    checkpoint.point(run_dir(trainer.config), Path(trainer.saved_model_file))
-    checkpoint.save(
-        Path(trainer.saved_model_file),
-        config=to_json(trainer.config),
-        ids=model.semantic_ids,
-        t5=model.plain_state(),
-        adapters=model.adapters,
-        progress=progress,
-        text=model.text,
-        mix=model.mix,
-    )
 
 
 def put(found: Checkpoint, model: GenerativeRecommender) -> None:
@@ -92,31 +72,20 @@ def put(found: Checkpoint, model: GenerativeRecommender) -> None:
         (model.adapters or model.add_adapters()).load(found.adapters)
 
 
-def write_results(trainer: GMCTrainer, table: TopKTable, result: Mapping[str, float], **more: Any) -> None:
-    """result.json (with ``more`` in it), topk.tsv and semantic_ids/, and the table on the terminal."""
-    model, adapters = trainer.model, trainer.model.adapters
-    whole = sum(tensor.numel() for tensor in _unique(model.plain_state()))
-    parameters: dict[str, Any] = {"model": whole, "adapter": 0}
-    if isinstance(adapters, DomainCopies):
-        parameters["domains"] = dict.fromkeys(model.items.domains, whole)
-    elif adapters is not None:
-        parameters["adapter"] = adapters.parameters_per_adapter
-    weights = hash_of_weights({domain: model.plain_state(domain) for domain in model.items.domains})
-    with telling_where(folder := run_dir(trainer.config), AGAIN):
-        model.semantic_ids.export(folder / "semantic_ids")
-    more = {"tokenizer": trainer.record.tokenizer, **more}
-    publish(trainer, table, summary(trainer, table, result, parameters, weights, **more))
+def write_ids(folder: Path, ids: SemanticIds) -> None:
+    """semantic_ids/ in the run's folder."""
+    with telling_where(folder, AGAIN):
+        ids.export(folder / "semantic_ids")
 
 
-def write_valid(trainer: StageTrainer, table: TopKTable) -> None:
+def write_valid(folder: Path, table: TopKTable) -> None:
     """valid_topk.tsv: the lists of all validation users by the weights that are tested, for choices between runs."""
-    with telling_where(folder := run_dir(trainer.config), AGAIN):
+    with telling_where(folder, AGAIN):
         table.write(folder / VALID_LISTS)
 
 
-def publish(trainer: StageTrainer, table: TopKTable, report: Mapping[str, Any]) -> None:
-    """Writes topk.tsv and result.json, and shows the table on the terminal."""
-    folder = run_dir(trainer.config)
+def publish(folder: Path, table: TopKTable, report: Mapping[str, Any]) -> None:
+    """Writes topk.tsv and result.json into the run's folder, and shows the table on the terminal."""
     with telling_where(folder, AGAIN):
         folder.mkdir(parents=True, exist_ok=True)
         table.write(folder / LISTS)
@@ -126,43 +95,41 @@ def publish(trainer: StageTrainer, table: TopKTable, report: Mapping[str, Any]) 
 
 
 def summary(
-    trainer: StageTrainer,
+    config: Config,
+    record: RunRecord,
     table: TopKTable,
     result: Mapping[str, float],
-    parameters: Mapping[str, Any],
     weights: str,
     **more: Any,
 ) -> dict[str, Any]:
     """What result.json says of a run in stages.
 
     Args:
-        parameters: their counts, ``model`` and ``adapter``.
         weights: one hash over all weights.
-        more: what only this model has.
+        more: what the record does not know.
     """
-    config, record = trainer.config, trainer.record
     return {
         **results.head(config["model"], config["dataset"], config["seed"], table, result),
-        "label": trainer.model.label,
         "budget_limited": record.limited,
-        "validation": {"score": _finite(trainer.best_valid_score), "metrics": dict(trainer.best_valid_result or {})},
         "certified": results.certified(table),
-        "parameters": dict(parameters),
         **more,
         "seconds": record.seconds,
         "reused": record.reused,
         "epochs": {stage: sum(e["stage"] == stage and "loss" in e for e in record.curve) for stage in record.done},
         "curve": record.curve,
-        "precision": "bf16" if trainer.bf16 else "fp32",
         "hashes": {**record.inputs, **results.hashes(table), "weights": weights},
         "versions": results.versions(),
         "settings": to_json(config),
     }
 
 
-def _finite(score: float) -> float | None:
-    """A run without validation users has no score; RecBole's is -inf then."""
-    return score if math.isfinite(score) else None
+def parameters(model: GenerativeRecommender) -> dict[str, Any]:
+    """How many parameters the plain network has, and what comes with each domain."""
+    distinct = {tensor.data_ptr(): tensor for tensor in model.plain_state().values()}  # tied ones count once
+    whole = sum(tensor.numel() for tensor in distinct.values())
+    if isinstance(model.adapters, DomainCopies):
+        return {"model": whole, "adapter": 0, "domains": dict.fromkeys(model.items.domains, whole)}
+    return {"model": whole, "adapter": model.adapters.parameters_per_adapter if model.adapters is not None else 0}
 
 
 def hash_of_weights(states: Mapping[str, Mapping[str, Any]]) -> str:
@@ -172,7 +139,3 @@ def hash_of_weights(states: Mapping[str, Mapping[str, Any]]) -> str:
         for name, tensor in sorted(state.items()):
             parts += [domain, name, tensor.detach().cpu().numpy()]
     return hash_of(*parts)
-
-
-def _unique(state: Mapping[str, Any]) -> list[Any]:
-    return list({tensor.data_ptr(): tensor for tensor in state.values()}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,10 +19,10 @@ from tqdm import tqdm
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import hash_of
+from recbole_gmc.places import run_dir
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint, Progress
-from recbole_gmc.train.precision import use_bf16
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
 
@@ -37,7 +38,6 @@ class StageTrainer(RankingTrainer):
 
     def __init__(self, config: Config, model: Any) -> None:
         super().__init__(config, model)
-        self.bf16 = use_bf16(self.settings.precision, self.device, bool(self.enable_amp))
         self.shuffle = torch.Generator().manual_seed(config["seed"])
         self.stage: Stage | None = None
         self.best: dict[str, Tensor] = {}
@@ -134,7 +134,7 @@ class StageTrainer(RankingTrainer):
         if saved:
             self._write()
             if valid is not None:
-                run_files.write_valid(self, table)
+                run_files.write_valid(run_dir(self.config), table)
         return self.best_valid_score, self.best_valid_result
 
     def _run(
@@ -191,7 +191,7 @@ class StageTrainer(RankingTrainer):
         )
         self.scheduler = LambdaLR(self.optimizer, stage.rate_at(rows))
         if self._pending is not None and self._pending.facts["stage"] == stage.name:
-            state.put_stage(self._pending, self)
+            self._put_stage(self._pending)
             self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}")
         self._pending = None
 
@@ -255,12 +255,41 @@ class StageTrainer(RankingTrainer):
         """The best weights so far as the model, the latest ones as the place to go on from."""
         self.record.cpu_seconds = self.budget.spent()
         latest = self.snapshot() if self.stage is not None else {}
-        progress = state.take(self, next_epoch, latest)
+        progress = self._progress(next_epoch, latest)
         if self.best:
             self.restore(self.best)
         self._save(progress)
         if self.best:
             self.restore(latest)
+
+    def _progress(self, next_epoch: int, latest: Mapping[str, Tensor]) -> Progress:
+        """Where an epoch ended or, with no stage under way, where training stands between stages."""
+        facts: dict[str, Any] = {"record": self.record.facts(), "stage": None}
+        tensors = state.random_of(self.shuffle)
+        if self.stage is not None:
+            facts |= {
+                "stage": self.stage.name,
+                "next_epoch": next_epoch,
+                "cur_step": self.cur_step,
+                "best_valid_score": state.finite(self.best_valid_score),
+                "best_valid_result": self.best_valid_result,
+                "has_best": bool(self.best),
+                "optimiser_steps": self.scheduler.last_epoch,
+            }
+            tensors |= {**state.latest_of(latest), **state.optimiser_of(self.optimizer)}
+        return Progress(facts, tensors)
+
+    def _put_stage(self, progress: Progress) -> None:
+        """What ``_progress`` took of the stage that was under way; the loaded weights are its best."""
+        facts, tensors = progress.facts, progress.tensors
+        state.put_random(tensors, self.shuffle)
+        self.start_epoch, self.cur_step = facts["next_epoch"], facts["cur_step"]
+        self.best_valid_result = facts["best_valid_result"]
+        if facts["best_valid_score"] is not None:
+            self.best_valid_score = facts["best_valid_score"]
+        self.best = self.snapshot() if facts["has_best"] else {}
+        self.restore(state.part_of(tensors, "latest."))
+        state.put_optimiser(tensors, facts["optimiser_steps"], self.optimizer, self.scheduler)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from recbole_gmc.train.checkpoint import Progress
-
-if TYPE_CHECKING:
-    from recbole_gmc.train.stages import StageTrainer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass
@@ -45,55 +43,56 @@ class RunRecord:
         return cls(**facts)
 
 
-def take(trainer: StageTrainer, next_epoch: int, latest: dict[str, Tensor]) -> Progress:
-    """The state at the end of an epoch or, with no stage under way, between stages."""
-    facts: dict[str, Any] = {"record": trainer.record.facts(), "stage": None}
-    tensors = {"random.torch": torch.get_rng_state(), "random.shuffle": trainer.shuffle.get_state()}
+def random_of(shuffle: torch.Generator) -> dict[str, Tensor]:
+    """The random states that training draws from: of shuffling, and torch's own, which dropout takes."""
+    tensors = {"random.torch": torch.get_rng_state(), "random.shuffle": shuffle.get_state()}
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    if trainer.stage is not None:
-        facts["stage"] = trainer.stage.name
-        facts["next_epoch"] = next_epoch
-        facts["cur_step"] = trainer.cur_step
-        facts["best_valid_score"] = trainer.best_valid_score if np.isfinite(trainer.best_valid_score) else None
-        facts["best_valid_result"] = trainer.best_valid_result
-        facts["has_best"] = bool(trainer.best)
-        facts["optimiser_steps"] = trainer.scheduler.last_epoch
-        tensors.update({f"latest.{name}": tensor for name, tensor in latest.items()})
-        for index, state in trainer.optimizer.state_dict()["state"].items():
-            tensors.update({f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in state.items()})
-    return Progress(facts, tensors)
+    return tensors
 
 
-def _put_random(progress: Progress, trainer: StageTrainer) -> None:
+def put_random(tensors: Mapping[str, Tensor], shuffle: torch.Generator) -> None:
     """Shuffling and dropout go on where they stood; nothing else in training draws at random."""
-    torch.set_rng_state(progress.tensors["random.torch"])
-    trainer.shuffle.set_state(progress.tensors["random.shuffle"])
-    if "random.cuda" in progress.tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(progress.tensors["random.cuda"])
+    torch.set_rng_state(tensors["random.torch"])
+    shuffle.set_state(tensors["random.shuffle"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def put_stage(progress: Progress, trainer: StageTrainer) -> None:
-    """Counters, optimiser and latest weights of the stage that was under way; the loaded weights are its best."""
-    facts = progress.facts
-    _put_random(progress, trainer)
-    trainer.start_epoch, trainer.cur_step = facts["next_epoch"], facts["cur_step"]
-    trainer.best_valid_result = facts["best_valid_result"]
-    if facts["best_valid_score"] is not None:
-        trainer.best_valid_score = facts["best_valid_score"]
-    trainer.best = trainer.snapshot() if facts["has_best"] else {}
-    trainer.restore(_part(progress.tensors, "latest."))
+def optimiser_of(optimiser: Optimizer) -> dict[str, Tensor]:
+    """What the optimiser remembers of each parameter."""
+    states = optimiser.state_dict()["state"]
+    return {
+        f"optimiser.{index}.{name}": torch.as_tensor(value)
+        for index, state in states.items()
+        for name, value in state.items()
+    }
+
+
+def put_optimiser(tensors: Mapping[str, Tensor], steps: int, optimiser: Optimizer, scheduler: LambdaLR) -> None:
+    """The optimiser goes on after so many steps, at the learning rate that belongs there."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(progress.tensors, "optimiser.").items():
+    for name, tensor in part_of(tensors, "optimiser.").items():
         index, what = name.split(".", 1)
         state.setdefault(int(index), {})[what] = tensor
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    trainer.scheduler.last_epoch = facts["optimiser_steps"]
-    rates = [base * trainer.scheduler.lr_lambdas[0](facts["optimiser_steps"]) for base in trainer.scheduler.base_lrs]
-    for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
+    scheduler.last_epoch = steps
+    rates = [base * scheduler.lr_lambdas[0](steps) for base in scheduler.base_lrs]
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def latest_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the last step, which need not be the best ones."""
+    return {f"latest.{name}": tensor for name, tensor in weights.items()}
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def finite(score: float) -> float | None:
+    """A score for JSON: without validation users there is none, and RecBole's is infinite then."""
+    return score if math.isfinite(score) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -13,14 +14,19 @@ from torch import Tensor
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
+from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.generative import GenerativeRecommender
+from recbole_gmc.places import cache_dir, run_dir
 from recbole_gmc.settings import LoraSettings, SharingSettings, read
-from recbole_gmc.train import estimate, run_files, unified_cache
-from recbole_gmc.train.checkpoint import Progress
+from recbole_gmc.train import checkpoint, estimate, run_files, unified_cache
+from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.prepare import Prepared, refuse_unfit, semantic_ids
+from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.stages import StageTrainer
+from recbole_gmc.train.unified_cache import Unified
 
 
 class GMCTrainer(StageTrainer):
@@ -98,7 +104,7 @@ class GMCTrainer(StageTrainer):
         made = self._make_ids(dataset, show_progress)
         self.model.set_inputs(made.ids, made.text)
         if made.residuals:
-            run_files.write_residuals(self.config, made.residuals)
+            run_files.write_residuals(run_dir(self.config), made.residuals)
         self.record.tokenizer = made.quality
         self.record.inputs = {**made.inputs, **run_files.input_hashes(dataset)}
         self.record.spend("tokenizer", perf_counter() - started)
@@ -108,13 +114,33 @@ class GMCTrainer(StageTrainer):
     ) -> None:
         if stage.name in self.record.done:
             return
-        key = None if self._pending is not None else unified_cache.key(self, stage, train, watched)
-        if key is not None and unified_cache.reuse(self, stage.name, key):
+        key = None if self._pending is not None else self._content_of(stage, train, watched)
+        found = None if key is None else unified_cache.get(cache_dir(self.config), key)
+        if found is not None:
+            self.model.network.load_state_dict(found.weights)
+            self.record.curve += found.curve
+            self.record.spend(stage.name, found.seconds)
+            self.record.reused.append(stage.name)
             self._finish(stage)
             return
         self._run(stage, train, watched, loop)
         if key is not None and not self.record.limited:
-            unified_cache.keep(self, stage.name, key)
+            curve = [entry for entry in self.record.curve if entry["stage"] == stage.name]
+            made = Unified(self.model.plain_state(), curve, self.record.seconds[stage.name])
+            unified_cache.put(cache_dir(self.config), key, made)
+
+    def _content_of(self, stage: Stage, train: SequenceRows, watched: SequenceRows | None) -> str:
+        """The hash of all that decides the weights: IDs, rows, initial weights, schedule, arithmetic, the choice."""
+        arithmetic = [
+            self.device.type,
+            self.bf16,
+            torch.__version__,
+            self.settings.chunk_tokens,
+            torch.get_num_threads(),
+        ]
+        settings = {name: self.config[name] for name in unified_cache.SETTINGS}
+        rows = [rows for rows in (train, watched) if rows is not None]
+        return unified_cache.key(self.model.starting_point(), stage, settings, arithmetic, rows)
 
     def _fit_domains(
         self,
@@ -190,4 +216,26 @@ class GMCTrainer(StageTrainer):
             self.model.network.load_state_dict(weights)
 
     def _save(self, progress: Progress) -> None:
-        run_files.save(self, progress)
+        model, folder = self.model, Path(self.saved_model_file)
+        checkpoint.point(run_dir(self.config), folder)
+        checkpoint.save(
+            folder,
+            config=to_json(self.config),
+            ids=model.semantic_ids,
+            t5=model.plain_state(),
+            adapters=model.adapters,
+            progress=progress,
+            text=model.text,
+            mix=model.mix,
+        )
+
+    def _put(self, found: Checkpoint) -> None:
+        run_files.put(found, self.model)
+
+    def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows, **more: Any) -> None:
+        """``more`` stands in result.json, too."""
+        model = self.model
+        run_files.write_ids(run_dir(self.config), model.semantic_ids)
+        weights = run_files.hash_of_weights({domain: model.plain_state(domain) for domain in model.items.domains})
+        more = {"parameters": run_files.parameters(model), "tokenizer": self.record.tokenizer, **more}
+        self._publish(table, result, weights, **more)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from logging import getLogger
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from recbole_gmc.cache import Cache
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.files import hash_of, read_json, write_json
-from recbole_gmc.places import cache_dir
 from recbole_gmc.train.stage import Stage
-
-if TYPE_CHECKING:
-    from recbole_gmc.train.trainer import GMCTrainer
 
 KIND = "unified"
 VERSION = 2  # goes up when equal settings would train other weights
@@ -26,38 +24,46 @@ SETTINGS = (
 )
 
 
-def key(trainer: GMCTrainer, stage: Stage, train: SequenceRows, watched: SequenceRows | None) -> str:
-    """The hash of all that decides the weights: IDs, rows, initial weights, schedule, arithmetic, choice of epoch."""
-    rows = [[part.cpu().numpy() for part in (r.history, r.target)] for r in (train, watched) if r is not None]
-    arithmetic = [
-        trainer.device.type,
-        trainer.bf16,
-        torch.__version__,
-        trainer.settings.chunk_tokens,
-        torch.get_num_threads(),
-    ]
-    settings = {name: trainer.config[name] for name in SETTINGS}
-    start = trainer.model.starting_point()
-    return hash_of("unified", VERSION, start, asdict(stage), settings, arithmetic, *[part for r in rows for part in r])
+@dataclass(frozen=True)
+class Unified:
+    """Trained weights of the plain network, and how training went."""
+
+    weights: Mapping[str, Tensor]
+    curve: list[dict[str, Any]]
+    seconds: float
 
 
-def reuse(trainer: GMCTrainer, name: str, found_key: str) -> bool:
-    """Puts the weights in place if they are there; says so."""
-    entry = Cache(cache_dir(trainer.config)).get(KIND, found_key)
+def key(
+    start: Sequence[Any],
+    stage: Stage,
+    settings: Mapping[str, Any],
+    arithmetic: Sequence[Any],
+    rows: Sequence[SequenceRows],
+) -> str:
+    """The hash of all that decides the weights.
+
+    Args:
+        start: IDs, initial weights, and what else the model reads.
+        settings: the values of ``SETTINGS``.
+        rows: those that train and those that validate.
+    """
+    parts = [part.cpu().numpy() for one in rows for part in (one.history, one.target)]
+    return hash_of("unified", VERSION, list(start), asdict(stage), dict(settings), list(arithmetic), *parts)
+
+
+def get(cache: Path, found_key: str) -> Unified | None:
+    """What was trained under this key; says so."""
+    entry = Cache(cache).get(KIND, found_key)
     if entry is None:
-        return False
-    trainer.model.network.load_state_dict(load_file(entry / "model.safetensors"))
+        return None
     facts = read_json(entry / "facts.json")
-    trainer.record.curve += facts["curve"]
-    trainer.record.spend(name, facts["seconds"])
-    trainer.record.reused.append(name)
     getLogger("recbole_gmc.train").info("Unified recommender: reused from the cache (%s)", entry)
-    return True
+    return Unified(load_file(entry / "model.safetensors"), facts["curve"], facts["seconds"])
 
 
-def keep(trainer: GMCTrainer, name: str, found_key: str) -> None:
-    with Cache(cache_dir(trainer.config)).put(KIND, found_key) as folder:
-        weights = {n: tensor.detach().cpu().clone().contiguous() for n, tensor in trainer.model.plain_state().items()}
+def put(cache: Path, found_key: str, made: Unified) -> None:
+    """Keeps it under its key."""
+    with Cache(cache).put(KIND, found_key) as folder:
+        weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.weights.items()}
         save_file(weights, folder / "model.safetensors")
-        curve = [entry for entry in trainer.record.curve if entry["stage"] == name]
-        write_json(folder / "facts.json", {"curve": curve, "seconds": trainer.record.seconds[name]})
+        write_json(folder / "facts.json", {"curve": made.curve, "seconds": made.seconds})
