@@ -155,6 +155,25 @@ def _columns(model: str, settings: Mapping[str, Any], given: Collection[str]) ->
     return found
 
 
+def refuse_bad(found: Plan, folder: Path) -> None:
+    """Shows a run's settings to all checks that come before its work, for a command that has other work to do first.
+
+    Args:
+        folder: where the run would stand.
+
+    Raises:
+        SettingError: a setting that the run would refuse.
+    """
+    from recbole.config import Config
+
+    with only_program_name():
+        if found.whole:
+            Config(found.model, found.dataset, list(found.files), dict(found.settings))
+        elif found.ours:  # those of RecBole's own models were checked when they were merged
+            for domain in found.domains:
+                Config(found.model, domain, [], of_domain(found, domain, folder)[0])
+
+
 def run_folder(settings: Mapping[str, Any], model: str, dataset: str) -> Path:
     """The folder that ``run_dir`` names, or a new one.
 

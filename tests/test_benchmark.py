@@ -319,6 +319,29 @@ def test_a_section_cannot_change_the_protocol(data):
         plan_of(data, f"--config_files={data / 'b.yaml'}")
 
 
+@pytest.mark.parametrize(
+    ("words", "file", "where", "row"),
+    [
+        (["--epochs=abc"], "", "epochs", "Pop"),
+        (["--learning_rate=-1"], "", "learning_rate", "Pop"),
+        (["--domain_sets", "--metrics=[AUC]"], "", "metrics", "Pop"),
+        (["--dry-run"], "SASRec: {hidden_size: big}", "hidden_size", "SASRec"),
+        ([], "SASRec: {n_layers: two}", "n_layers", "SASRec"),
+        ([], "GMC: {lora_r: 0}", "lora_r", "GMC"),
+        (["--ablations=without_lora"], "GMC: {d_ff: wide}", "d_ff", "GMC"),
+        ([], "P5CID: {num_heads: 0}", "num_heads", "P5CID"),
+    ],
+)
+def test_a_bad_value_is_refused_before_any_cell(data, monkeypatch, words, file, where, row):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started"))
+    (data / "b.yaml").write_text(file)
+    words = [*words, "--models=Pop,SASRec,GMC,P5CID", "--dataset=both", "--domains=A,B", f"--output={data / 'out'}"]
+    with pytest.raises(SettingError) as error:
+        command.run([*words, f"--data_path={data / 'data'}", f"--config_files={data / 'b.yaml'}"])
+    assert error.value.where == where and f"(for {row})" in str(error.value)
+    assert not (data / "out").exists()
+
+
 def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing(done, monkeypatch, capsys):
     started = []
 

@@ -61,7 +61,8 @@ def run(arguments: Sequence[str]) -> Board | str | None:
         The board; ``None`` for a dry run and for sets of domains, the text of a comparison that is asked for.
 
     Raises:
-        SettingError: bad flags, or an output folder with cells of other settings or data.
+        SettingError: bad flags, a setting that a cell would refuse, or an output folder with cells of other settings
+            or data.
         DataError: cells that were not asked the same; no table is written then.
         RunError: a cell is not done.
     """
@@ -71,6 +72,7 @@ def run(arguments: Sequence[str]) -> Board | str | None:
     if scenarios.WHERE in flags:
         return run_sets(arguments)
     benchmark, dry = parse(arguments)
+    cells.refuse_bad(benchmark)
     if dry:
         print(listing(benchmark))
         return None
@@ -88,6 +90,7 @@ def run_sets(arguments: Sequence[str]) -> None:
     """
     benchmarks, dry = scenarios.parse(arguments)
     for benchmark in benchmarks:
+        cells.refuse_bad(benchmark)
         if dry:
             print(listing(benchmark))
         else:

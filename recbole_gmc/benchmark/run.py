@@ -16,9 +16,11 @@ from time import perf_counter
 from typing import IO, Any
 
 import recbole_gmc
+from recbole_gmc import quick
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import hash_file, read_json, write_json
+from recbole_gmc.flags import flags_of
 
 DONE, FAILED, WAITING = "done", "failed", "waiting"
 
@@ -51,6 +53,24 @@ def refuse_other(benchmark: Benchmark) -> None:
             if note and status(cell) == DONE and there != here:
                 mend = "Name another --output, or remove this cell's folder and its .json"
                 raise SettingError(f"{cell.name} was run with other {what}", str(cell.folder), mend)
+
+
+def refuse_bad(benchmark: Benchmark) -> None:
+    """Shows each model's settings to the checks of a run, so that no cell is found bad after hours of others.
+
+    Raises:
+        SettingError: a setting that a cell would refuse, with the model.
+    """
+    left = [cell for cell in benchmark.cells if status(cell) != DONE]
+    for cell in {cell.row: cell for cell in left}.values():  # its seeds differ in nothing that is checked
+        flags = flags_of(cell.arguments)
+        model, dataset, files = flags.pop("model"), flags.pop("dataset"), flags.pop("config_files", "").split()
+        try:
+            with quick.only_program_name():
+                found = quick.plan(model, dataset, files, flags)
+            quick.refuse_bad(found, cell.folder)
+        except SettingError as error:
+            raise SettingError(f"{error.what} (for {cell.row})", error.where, error.mend) from error
 
 
 def data_hashes(benchmark: Benchmark) -> dict[str, str]:

@@ -181,20 +181,15 @@ def _amount(own: Mapping[str, str], name: str, usual: float) -> float:
 
 def refuse_bad_points(request: Request) -> None:
     """Shows every value of the space to the checks of a run, so that none is found bad after hours of search."""
-    from recbole.config import Config
-
     plan = request.plan
-    with quick.only_program_name():
-        for point in request.space.corners():
-            ((name, value),) = point.items()
-            try:
+    for point in request.space.corners():
+        ((name, value),) = point.items()
+        try:
+            with quick.only_program_name():
                 again = quick.plan(plan.model, plan.dataset, request.files, {**request.given, **point})
-                for domain in again.domains if again.ours and not again.whole else ("",):
-                    own = quick.of_domain(again, domain, request.folder)[0] if domain else dict(again.settings)
-                    if again.ours:
-                        Config(again.model, domain or again.dataset, list(again.files), own)
-            except SettingError as error:
-                raise SettingError(f"{value!r} is in the search space, but: {error}", name) from error
+            quick.refuse_bad(again, request.folder)
+        except SettingError as error:
+            raise SettingError(f"{value!r} is in the search space, but: {error}", name) from error
 
 
 def _claim(request: Request) -> None:
