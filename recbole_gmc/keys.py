@@ -25,10 +25,11 @@ from recbole_gmc.settings import (
     read,
 )
 
+FINISHED = "finished_domains"  # domain -> a run with equal settings that has it, for a model run once a domain
 RUN_KEYS = frozenset(
     "model dataset config_files config_file_list run_dir cache_dir resume embedded_data worker encoding "
     "nproc ip port world_size group_offset offset local_rank gpu_id device log_tensorboard".split()
-)
+) | {FINISHED}
 METRICS = ("recall", "ndcg", "mrr", "hit", "precision", "map")
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 

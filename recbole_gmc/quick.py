@@ -28,6 +28,7 @@ OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
     "model",
     "dataset",
     "cache_dir",
+    keys.FINISHED,
 }
 SEED = 2020  # RecBole's
 LEAST_BUDGET = 1e-3  # minutes: the setting must be above 0, and the run ends at once
@@ -195,18 +196,23 @@ def merged(found: Plan) -> dict[str, Any]:
 
 def run_domains(found: Plan) -> dict[str, Any]:
     """Runs a model once a domain, all with the same settings and in one run folder: domain -> ``DomainRun``."""
-    from recbole_gmc.evaluate import domain_run, single  # imports every stage
+    from recbole_gmc.evaluate import domain_run, finished, single  # imports every stage
 
     settings = found.settings
     folder = run_folder(settings, found.model, found.dataset)
     refuse_bad_files(found)
+    done = finished.folders(settings)
     budget, runs = Budget(read(TrainSettings, settings).budget_minutes), {}
     for left, domain in zip(range(len(found.domains), 0, -1), found.domains, strict=True):
         share = budget.share(left)
-        if found.ours:
+        own, shortened = of_domain(found, domain, folder)
+        if domain in done and found.ours:
+            runs[domain] = finished.of_ours(done[domain], domain)
+        elif domain in done:
+            runs[domain] = finished.of_recboles(done[domain], found.model, domain, own)
+        elif found.ours:
             runs[domain] = _run_ours(found, domain, folder, share)
         else:
-            own, shortened = of_domain(found, domain, folder)
             runs[domain] = single.run_domain(found.model, domain, [], own, shortened, share)
     if found.ours:
         logs.write_to(folder).begin()
@@ -219,7 +225,8 @@ def run_domains(found: Plan) -> dict[str, Any]:
 def of_domain(found: Plan, domain: str, folder: Path) -> tuple[dict[str, Any], int | None]:
     """The settings of one domain's run inside ``folder``, and ``max_prefixes``, which RecBole does not know."""
     if found.ours:
-        own = {key: value for key, value in found.settings.items() if key not in ("model", "dataset", "embedded_data")}
+        whole = ("model", "dataset", "embedded_data", keys.FINISHED)
+        own = {key: value for key, value in found.settings.items() if key not in whole}
         own |= {"domains": [domain], "run_dir": str(folder / "domains" / domain)}
         if isinstance(own.get("text_fields"), dict):
             own["text_fields"] = {name: fields for name, fields in own["text_fields"].items() if name == domain} or None

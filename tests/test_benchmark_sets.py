@@ -7,15 +7,17 @@ import json
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from run_help import tiny, write_planted
 from test_benchmark import CANDIDATES, TARGETS, data, write_cell  # noqa: F401
 
-from recbole_gmc import cli
+from recbole_gmc import cli, quick
 from recbole_gmc.benchmark import board, command, run, scenario_page, scenarios
 from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.evaluate import finished, single
 
 SIZES = {"A": 18, "B": 6}  # interactions of the two domains
 
@@ -96,6 +98,82 @@ def test_bad_sets_are_one_line(data, capsys, sets, more, said):  # noqa: F811
     words = ["benchmark", "--models=Pop", "--dataset=both", f"--data_path={data / 'data'}", flag, *more]
     assert cli.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def taken(benchmark):
+    """Model -> the domains that its first cell takes over, and from where."""
+    found = {}
+    for cell in benchmark.cells[:2]:
+        words = [word.partition("=")[2] for word in cell.arguments if word.startswith("--finished_domains=")]
+        found[cell.model] = {
+            name: Path(place).parent.name for name, place in json.loads(words[0] if words else "{}").items()
+        }
+    return found
+
+
+def test_a_model_run_once_a_domain_is_trained_once_in_each(data):  # noqa: F811
+    first, second = benchmarks = sets_of(data, "--seeds=2")
+    assert taken(run.taking_over(second, [first])) == {"GMC": {}, "SASRec": {}}  # nothing is done yet
+    write_all(benchmarks)
+    assert taken(run.taking_over(second, [first])) == {"GMC": {}, "SASRec": {"A": "A"}}
+    again = run.taking_over(second, [first])
+    assert [cell.signature for cell in again.cells] == [cell.signature for cell in second.cells]
+    assert taken(run.taking_over(first, [second])) == {"GMC": {}, "SASRec": {"A": "A+B"}}
+    result = second.cells[1].folder / "result.json"
+    report = json.loads(result.read_text())
+    report["settings"]["finished_domains"] = {"A": "elsewhere"}  # then A was not trained there
+    result.write_text(json.dumps(report))
+    assert taken(run.taking_over(first, [second]))["SASRec"] == {}
+    assert taken(run.taking_over(second, [second]))["SASRec"] == {"B": "A+B"}
+
+
+@pytest.mark.parametrize("more", [["--budget_minutes=3"], ["--epochs=7"]])
+def test_nothing_is_taken_over_from_other_settings_or_data(data, more):  # noqa: F811
+    first, second = benchmarks = sets_of(data, "--seeds=2")
+    write_all(benchmarks)
+    assert taken(run.taking_over(sets_of(data, "--seeds=2", *more)[1], [first]))["SASRec"] == {}
+    (data / "data/A/A.inter").write_text((data / "data/A/A.inter").read_text() + "u9\ta\t9\n")
+    assert taken(run.taking_over(second, [first]))["SASRec"] == {}
+
+
+@pytest.mark.parametrize("model", ["SASRec", "TIGER"])
+def test_what_is_taken_over_is_what_would_be_trained(tmp_path, monkeypatch, model):
+    write_planted(tmp_path, "Big", seed=1, users=12)
+    write_planted(tmp_path, "Small", seed=2, users=10, items=12)
+    common = {"data_path": str(tmp_path), "show_progress": False, "epochs": 1, "MAX_ITEM_LIST_LENGTH": 5}
+    if model == "TIGER":
+        common = {name: value for name, value in tiny(tmp_path, **common).items() if not name.startswith("lora_")}
+    else:
+        common |= {"hidden_size": 8, "inner_size": 8}
+
+    def start(name, domains, **more):
+        folder = tmp_path / name
+        quick.run(model, "both", (), {**common, "domains": domains, "run_dir": str(folder), **more})
+        return folder, json.loads((folder / "result.json").read_text())
+
+    first, _ = start("first", ["Big"])
+    whole, wanted = start("whole", ["Big", "Small"])
+    trained = []
+    for place, name in ((single, "run_domain"), (quick, "_run_ours")):
+        inner = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, _inner=inner: trained.append(args[1]) or _inner(*args))
+    folder, found = start("found", ["Big", "Small"], finished_domains={"Big": str(first)})
+    assert trained == ["Small"] and found["runs"]["Big"]["taken_from"] == str(first)
+    for name in ("topk.tsv", "valid_topk.tsv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    for name in ("domains", "average", "epochs", "parameters", "label", "budget_limited"):
+        assert found[name] == wanted[name]
+    assert found["seconds"].keys() == wanted["seconds"].keys()
+    assert all(found["hashes"][name] == wanted["hashes"][name] for name in ("targets", "candidates"))
+    again, last = start("again", ["Big", "Small"], finished_domains={"Big": str(whole), "Small": str(whole)})
+    assert trained == ["Small"] and last["average"] == wanted["average"]
+    assert (again / "topk.tsv").read_bytes() == (whole / "topk.tsv").read_bytes()
+
+
+@pytest.mark.parametrize(("given", "said"), [(["A"], "no mapping"), ({"A": "nowhere"}, "'nowhere' has no results")])
+def test_bad_places_of_finished_domains_are_refused(tmp_path, given, said):
+    with pytest.raises(SettingError, match=said):
+        finished.folders({"finished_domains": given})
 
 
 def test_each_domain_is_compared_with_the_smallest_set_that_has_it(data, capsys):  # noqa: F811

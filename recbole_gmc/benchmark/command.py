@@ -28,7 +28,8 @@ or its beginning, a failed one is tried again. The tables are written to --outpu
                     Table 4): without_shared_codebook, without_unified, without_domain_loss, without_lora,
                     full_finetuning; their settings are properties/ablation/<name>.yaml
   --domain_sets     "A;A,B;A,B,C": runs each set of domains, and shows the quality in each domain over the interactions
-                    trained on (the paper's 5.4.3). Without a value: the first domain, the first two, and so on
+                    trained on (the paper's 5.4.3). Without a value: the first domain, the first two, and so on. Models
+                    that are run once a domain are trained once in each, unless there are budget_minutes
   --seeds           3: `seed`, seed+1, seed+2; 7,9: these two (default 1)
   --output          the folder of the cells (default runs/benchmark-<dataset>); each domain set has one of its own there
   --config_files    settings for all models. A top-level key that is a model's name holds settings for it alone, over
@@ -99,7 +100,7 @@ def run_sets(arguments: Sequence[str]) -> None:
         return
     for number, benchmark in enumerate(benchmarks, 1):
         print(f"Set {number} of {len(benchmarks)}: {', '.join(benchmark.domains)}", flush=True)
-        cells.run_all(benchmark)
+        cells.run_all(cells.taking_over(benchmark, benchmarks[: number - 1]))
     done = [one for one in benchmarks if any(cells.status(cell) == cells.DONE for cell in one.cells)]
     if not done:
         what = f"no cell is done{_first_error(benchmarks)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import hooks, keys, lookup, quick, sections, values
+from recbole_gmc import hooks, keys, lookup, quick, registry, sections, values
 from recbole_gmc.benchmark import ablations
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.files import hash_of, safe_name
@@ -16,7 +16,7 @@ from recbole_gmc.settings import DataSettings, read
 
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
 DRY = "--dry-run"
-PLACED = ("model", "run_dir", "checkpoint_dir", "resume")  # the benchmark's own business
+PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
 
 
@@ -24,7 +24,9 @@ UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", 
 class Cell:
     """One model with one seed; ``signature`` is of all that decides its result but the data and the code.
 
-    ``variant`` is the title of an ablation, or nothing.
+    Attributes:
+        variant: the title of an ablation, or nothing.
+        recipe: as ``signature``, whatever the domains; nothing where one domain's result depends on the others.
     """
 
     model: str
@@ -33,6 +35,7 @@ class Cell:
     arguments: tuple[str, ...]
     signature: str
     variant: str = ""
+    recipe: str = ""
 
     @property
     def name(self) -> str:
@@ -153,7 +156,8 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
             folder = output / f"{model}-{f'{variant.name}-' if variant else ''}{seed}"
             command = (f"--model={model}", *shared, *flagged, f"--seed={seed}", f"--run_dir={folder}")
             signature = hash_of([model, seed, dataset, list(domains), {**mine, "seed": seed}])
-            cells.append(Cell(model, seed, folder, command, signature, variant.title if variant else ""))
+            recipe = hash_of([model, seed, _without_domains(mine)]) if _goes_alone(model, {**layer, **mine}) else ""
+            cells.append(Cell(model, seed, folder, command, signature, variant.title if variant else "", recipe))
     return Benchmark(
         models=models,
         dataset=dataset,
@@ -165,6 +169,16 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         output=output,
         cells=tuple(sorted(cells, key=lambda cell: cell.seed)),  # every model once, before any a second time
     )
+
+
+def _goes_alone(model: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the model is run once a domain, and what it makes of one does not hang on how many there are."""
+    entry = registry.entry(model)
+    return (entry is None or not entry.union) and settings.get("budget_minutes") is None
+
+
+def _without_domains(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in ("domains", "seed")}
 
 
 SAME = ("domains", "data_path", "topk", "user_inter_num_interval", "item_inter_num_interval", "MAX_ITEM_LIST_LENGTH")

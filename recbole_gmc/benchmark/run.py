@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
 from typing import IO, Any
 
 import recbole_gmc
-from recbole_gmc import quick
+from recbole_gmc import keys, quick
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import hash_file, read_json, write_json
@@ -71,6 +73,30 @@ def refuse_bad(benchmark: Benchmark) -> None:
             quick.refuse_bad(found, cell.folder)
         except SettingError as error:
             raise SettingError(f"{error.what} (for {cell.row})", error.where, error.mend) from error
+
+
+def taking_over(benchmark: Benchmark, before: Sequence[Benchmark]) -> Benchmark:
+    """The benchmark, its cells told which of their domains a finished cell of the others has already.
+
+    Only where the model is run once a domain, with equal settings and data. Nothing of a result changes by it.
+    """
+    data, cells = data_hashes(benchmark), []
+    for cell in benchmark.cells:
+        alike = [done for one in before for done in one.cells if cell.recipe and done.recipe == cell.recipe]
+        found = {domain: str(one.folder) for one in alike for domain in benchmark.domains if _made(one, domain, data)}
+        more = (f"--{keys.FINISHED}={json.dumps(found)}",) if found else ()
+        cells.append(replace(cell, arguments=(*cell.arguments, *more)))
+    return replace(benchmark, cells=tuple(cells))
+
+
+def _made(cell: Cell, domain: str, data: Mapping[str, str]) -> bool:
+    """Whether the cell is done and was trained on the domain itself, on these files."""
+    if status(cell) != DONE:
+        return False
+    report, there = read_json(cell.folder / "result.json"), note_of(cell).get("data", {})
+    if domain not in report["domains"] or domain in (report["settings"].get(keys.FINISHED) or {}):
+        return False
+    return all(there.get(name) == data.get(name) for name in (f"{domain}.inter", f"{domain}.item"))
 
 
 def data_hashes(benchmark: Benchmark) -> dict[str, str]:

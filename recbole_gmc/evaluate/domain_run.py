@@ -74,8 +74,6 @@ def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun],
     """result.json, topk.tsv and valid_topk.tsv of a model run once a domain, and the table on the terminal."""
     table = union({domain: run.table for domain, run in runs.items()})
     watched = {domain: run.watched for domain, run in runs.items() if run.watched is not None}
-    watched = {domain: run.watched for domain, run in runs.items() if run.watched is not None}
-    watched = {domain: run.watched for domain, run in runs.items() if run.watched is not None}
     result = {f"{domain}/{name}": run.result[name] for domain, run in runs.items() for name in _plain(run, domain)}
     users = {domain: len(run.table) for domain, run in runs.items()}
     for name in _plain(next(iter(runs.values())), next(iter(runs))):

@@ -177,10 +177,6 @@ def test_domain(fitted: FittedDomain) -> DomainRun:
     seconds = {"train": fitted.seconds, "test": perf_counter() - started}
     users = len(fitted.watched._dataset)
     watched = lists_of(network, fitted.watched._dataset, fitted.watched, fitted.domain, width) if users else None
-    users = len(fitted.watched._dataset)
-    watched = lists_of(network, fitted.watched._dataset, fitted.watched, fitted.domain, width) if users else None
-    users = len(fitted.watched._dataset)
-    watched = lists_of(network, fitted.watched._dataset, fitted.watched, fitted.domain, width) if users else None
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     facts: dict[str, Any] = {}
     if fitted.first is not None:

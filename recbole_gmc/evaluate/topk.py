@@ -84,8 +84,11 @@ class TopKTable:
             yield "\t".join(fields)
 
     @classmethod
-    def read(cls, path: str | Path, items: ItemIndex) -> TopKTable:
+    def read(cls, path: str | Path, items: ItemIndex, among_others: bool = False) -> TopKTable:
         """Reads ``topk.tsv`` back; certificates are not in the file and read as ``False``.
+
+        Args:
+            among_others: passes over lines of domains that ``items`` does not have.
 
         A target ``-1`` where an item has this token is the item, unless the list holds the item and the rank denies it.
 
@@ -97,6 +100,8 @@ class TopKTable:
         with path.open(encoding="utf-8", newline="\n") as file:
             width = (len(file.readline().rstrip("\n").split("\t")) - 4) // 2
             for number, line in enumerate(file, 2):
+                if among_others and line.partition("\t")[0] not in items.row_of:
+                    continue
                 try:
                     rows.append(_row(line.rstrip("\n").split("\t"), items, width))
                 except KeyError as error:
