@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 
 from recbole_gmc import keys
 from recbole_gmc.errors import SettingError
+from recbole_gmc.values import at_home
+
+WORDS = ("help", "version")  # told to who mistypes them
 
 
 def flags_of(arguments: Sequence[str], own: Collection[str] = ()) -> dict[str, str]:
@@ -25,11 +28,12 @@ def flags_of(arguments: Sequence[str], own: Collection[str] = ()) -> dict[str, s
         if not argument.startswith("--") or not key:
             raise SettingError(f"{argument!r} is not a setting", mend="Write --key=value")
         if key not in own:
-            keys.refuse_unknown([key], own)
+            keys.refuse_unknown([key], own, WORDS)
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise SettingError("has no value", where=f"--{key}", mend=f"Write --{key}=value")
             value = rest.pop(0)
+        value = at_home(value)
         if flags.setdefault(key, value) != value:
             raise SettingError(f"given twice, as {flags[key]!r} and {value!r}", where=f"--{key}", mend="Give it once")
     return flags

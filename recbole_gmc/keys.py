@@ -74,17 +74,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (nearest: {folded[close[0]]!r})" if close else ""
 
 
-def refuse_unknown(given: Iterable[str], more: Iterable[str] = ()) -> None:
+def refuse_unknown(given: Iterable[str], more: Iterable[str] = (), near: Iterable[str] = ()) -> None:
     """Raises ``SettingError`` for the first key that nothing knows, with the nearest one that is known.
 
     Args:
         more: keys that are known here beside those of a run.
+        near: words that are no keys, but may have been meant.
     """
     known = known_keys() | set(more)
     for name in given:
         if name not in known:
             raise SettingError(
-                f"unknown setting{nearest(str(name), known)}",
+                f"unknown setting{nearest(str(name), known | set(near))}",
                 where=str(name),
                 mend="`recbole-gmc models` lists the property files, in which every key is explained",
             )

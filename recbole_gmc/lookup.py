@@ -10,7 +10,7 @@ from typing import Any
 
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.files import safe_name
-from recbole_gmc.values import read_yaml
+from recbole_gmc.values import at_home, read_yaml
 
 CACHE = "~/.cache/recbole_gmc"
 
@@ -35,7 +35,7 @@ def find_yaml(argument: str | Path) -> Path:
     Raises:
         SettingError: neither is a file.
     """
-    path = Path(argument)
+    path = Path(at_home(argument))
     if path.is_file():
         return path
     if (file := packaged(str(argument))) is not None:

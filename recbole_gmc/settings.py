@@ -23,7 +23,10 @@ class Lookup(Protocol):
 
 
 def key(name: str, default: Any, **rules: Any) -> Any:
-    """A field: its key in property files, its default, and rules ``least``, ``most``, ``above``, ``choices``."""
+    """A field: its key in property files, its default, and rules ``least``, ``most``, ``above``, ``choices``.
+
+    ``example`` shows how a value is written where the default does not.
+    """
     factory = {"default_factory": lambda: default} if isinstance(default, (list, dict)) else {"default": default}
     return field(metadata={"key": name, **rules}, **factory)
 
@@ -71,7 +74,11 @@ def _checked(value: Any, hint: Any, item: Field, usual: Mapping[str, Any]) -> An
             return value
     named = [kind for kind in allowed if not (kind is int and bool in allowed)]
     wanted = " or ".join(_WORDS.get(kind) or getattr(kind, "__name__", str(kind)) for kind in named)
-    mend = f"The default is {_shown(usual[name])}" if name in usual and usual[name] != value else None
+    mend = None
+    if "example" in item.metadata:
+        mend = f"Write {name}: {item.metadata['example']}"
+    elif name in usual and usual[name] != value:
+        mend = f"The default is {_shown(usual[name])}"
     raise SettingError(f"{_shown(value)} is not of type {wanted}", where=name, mend=mend)
 
 
@@ -104,7 +111,7 @@ class TextSettings:
     """Item text to embeddings."""
 
     encoder: str = key("text_encoder", "lsa")
-    path: dict | None = key("text_embedding_path", None)
+    path: dict | None = key("text_embedding_path", None, example="{<domain>: <file>.npy}")
     lsa_dim: int = key("text_lsa_dim", 256, least=2)
     lsa_features: int = key("text_lsa_features", 50_000, least=16)
     batch_tokens: int = key("text_batch_tokens", 16_384, least=16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from logging import getLogger
@@ -19,6 +20,7 @@ VERBATIM = frozenset(
     "semantic_ids_path user_inter_num_interval item_inter_num_interval entity_kg_num_interval "
     "relation_kg_num_interval".split()
 )
+PLACES = frozenset("data_path checkpoint_dir run_dir cache_dir semantic_ids_path".split())
 NAMES = frozenset({"domains"})  # lists whose elements are names
 NOTHING = ("~", "null", "None")
 PLAIN = (str, int, float, bool, type(None))
@@ -70,7 +72,12 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         raise SettingError(
             "is not a list of `key: value` settings", where=str(file), mend="See properties/model/GMC.yaml"
         )
-    return settings
+    return {key: at_home(value) if key in PLACES else value for key, value in settings.items()}
+
+
+def at_home(value: Any) -> Any:
+    """A place ``~/x`` below the user's home folder; shells leave it as it is behind ``--key=``. Others stay."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def parse_all(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +93,9 @@ def parse(key: str, text: str) -> Any:
     none of these, code among them, stays text. Names, paths and intervals (``VERBATIM``) are never interpreted.
     """
     if key in VERBATIM:
-        return None if text in NOTHING else text
+        if text in NOTHING:
+            return None
+        return at_home(text) if key in PLACES else text
     if key in NAMES:
         return _names(text)
     try:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from toy_model import write_domain
 
-from recbole_gmc import cli, lookup, quick, quick_start, registry
+from recbole_gmc import cli, lookup, quick, quick_start, registry, values
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import read_json
+from recbole_gmc.flags import flags_of
 
 RUN = ["--data_path=data", "--show_progress=False", "--topk=3", "--valid_metric=NDCG@3"]
 
@@ -55,6 +56,7 @@ def test_flags_become_settings(calls):
         (["models", "x"], "models: takes no arguments"),
         (["--epochs"], "--epochs: has no value"),
         (["--epochs=1", "--epochs=2"], "--epochs: given twice"),
+        (["--hlep"], "hlep: unknown setting (nearest: 'help')"),
         (["-x"], "'-x' is not a setting"),
         (["--model=GMC", "x"], "'x' is not a setting"),
         (["--resume=r", "--epochs=1"], "--resume: goes on with the run's own settings, not with --epochs"),
@@ -105,6 +107,11 @@ def test_flags_become_settings(calls):
                 ("GMC", "--clip_grad_norm={max_norm: x}", "clip_grad_norm: max_norm 'x' is no number above 0"),
                 ("GMC", "--clip_grad_norm={max_norm: -1}", "clip_grad_norm: max_norm -1 is no number above 0"),
                 ("SASRec", "--clip_grad_norm={norm_type: 2}", "clip_grad_norm: max_norm is missing"),
+                (
+                    "GMC",
+                    "--text_embedding_path=a.npy",
+                    "'a.npy' is not of type dict or ~. Write text_embedding_path: {<",
+                ),
                 ("GMC", "--gpu_id=first", "gpu_id: 'first' names no GPU"),
                 ("GMC", "--clip_grad_norm={norm: 1}", "clip_grad_norm: 'norm' is unknown"),
                 ("GMC", "--user_inter_num_interval=5", "user_inter_num_interval: '5' is no interval"),
@@ -248,6 +255,17 @@ def test_a_refused_file_leaves_no_run_folder(tmp_path):
         assert done.returncode == 2, done.stderr
         assert "dataset/A/A.inter:2: " in done.stderr.splitlines()[-1]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset"]
+
+
+def test_a_place_below_home_is_no_folder_called_tilde(tmp_path, monkeypatch):
+    """Shells leave `~` as it is in `--run_dir=~/x`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.yaml").write_text("run_dir: ~/x\ncache_dir: ~\nwandb_project: ~/x\n")
+    assert lookup.read_files("~/a.yaml") == {"run_dir": f"{tmp_path}/x", "cache_dir": None, "wandb_project": "~/x"}
+    assert values.parse_all({"data_path": "~/x", "run_dir": "~", "wandb_project": "~/x"}) == {
+        **{"data_path": f"{tmp_path}/x", "run_dir": None, "wandb_project": "~/x"}
+    }
+    assert flags_of(["--resume=~/x", "--run_dir=~"]) == {"resume": f"{tmp_path}/x", "run_dir": "~"}
 
 
 @pytest.mark.parametrize("place", ["run_dir", "cache_dir", "checkpoint_dir"])

@@ -12,6 +12,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from run_help import run, tiny, write_planted
 
+from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import read_json
 
@@ -195,6 +196,29 @@ def test_a_catalogue_below_the_beam_gives_distinct_items_and_then_none(tmp_path)
         assert items[n:] == ["-1"] * (20 - n) and scores[n:] == [""] * (20 - n) and all(scores[:n])
         assert [float(score) for score in scores[:n]] == sorted(map(float, scores[:n]), reverse=True)
         assert line[3] != "-1", "every item of the domain is ranked, so none is missed"
+    log = (tmp_path / "run/run.log").read_text()
+    assert "Small has 6 items: its lists end before 10" in log and "Big has" not in log
+
+
+def test_held_out_items_that_are_no_candidates_are_counted_aloud(root):
+    """Row 30 of the fault matrix; their ranks are tested with the metrics."""
+    made, said = prepared(root, "outside"), []
+    rows = SequenceRows.of(made.test._dataset).select(torch.arange(5))
+    rows.target[:2] = -1
+    made.trainer.logger = SimpleNamespace(warning=said.append)
+    table = made.trainer.rank(rows)
+    made.trainer._say_what_is_short(table)
+    assert said == ["2 held-out items are not in the catalogue and count as misses"]
+    assert table.rank[:2].tolist() == [-1, -1]
+
+
+def test_threads_are_as_many_as_the_settings_say(root):
+    before = torch.get_num_threads()
+    try:
+        prepared(root, "threads", cpu_threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_unified_recommender_is_reused_where_all_that_made_it_is_equal(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -71,7 +72,9 @@ class DomainAdapters:
             target_modules=list(settings.target_modules),
         )
         self.t5 = t5
-        self.model = get_peft_model(t5, self._config, adapter_name="d0")
+        with warnings.catch_warnings():  # of a name that peft asks transformers for; nobody else can change it
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            self.model = get_peft_model(t5, self._config, adapter_name="d0")
         for adapter in list(self._adapter.values())[1:]:
             self.model.add_adapter(adapter, self._config)
         self.model.train(t5.training)  # peft's new layers start in training mode
