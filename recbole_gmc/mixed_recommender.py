@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recbole_gmc.decode.itemwise import ItemwiseSearch
+from recbole_gmc.decode.readout import Query
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.model.itemwise import ItemwiseNetwork
 from recbole_gmc.recommender import ListRecommender, Ranking, State
@@ -57,7 +58,9 @@ class MixedRecommender(ListRecommender):
             if own.text is not None:
                 vectors = torch.from_numpy(np.asarray(text.for_domain(domain))).to(self.device)
             place = rows if in_table else None
-            self.searches[domain] = ItemwiseSearch(own.to(self.device), codes, vectors, place, ids.codebook_size)
+            self.searches[domain] = ItemwiseSearch(
+                own.to(self.device), codes, vectors, place, ids.codebook_size, ids.items.domains.index(domain)
+            )
 
     def is_exact(self, domain: str) -> bool:
         """Whether every list of the domain is the true one."""
@@ -74,8 +77,8 @@ class MixedRecommender(ListRecommender):
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)
         for users in torch.arange(len(history)).split(self._users_at_once(domain)):
-            states = self._states(domain, history[users.to(history.device)], length[users.to(length.device)])
-            found = search.search(states, weight, wanted, exact)
+            query = self._query(domain, history[users.to(history.device)], length[users.to(length.device)])
+            found = search.search(query, weight, wanted, exact)
             ranked[users] = torch.where(found.items >= 0, found.items + start, -1).cpu()
             scores[users], certified[users] = found.scores.cpu(), found.certified.cpu()
         return Ranking(ranked.numpy(), scores.numpy(), certified.numpy())
@@ -86,16 +89,16 @@ class MixedRecommender(ListRecommender):
         weight = self.mix[domain] if weight is None else weight
         parts = []
         for users in torch.arange(len(history)).split(self._users_at_once(domain)):
-            states = self._states(domain, history[users.to(history.device)], length[users.to(length.device)])
-            parts.append(self.searches[domain].scores(states, weight))
+            query = self._query(domain, history[users.to(history.device)], length[users.to(length.device)])
+            parts.append(self.searches[domain].scores(query, weight))
         return torch.cat(parts)
 
-    def _states(self, domain: str, history: Tensor, length: Tensor) -> Tensor:
+    def _query(self, domain: str, history: Tensor, length: Tensor) -> Query:
         local = (history - self.items.rows(domain).start).clamp(min=0)
         kept = length.clamp(max=self.max_items)
         column = (length - kept)[:, None] + torch.arange(int(kept.max()), device=length.device)
         local = local.gather(1, column.clamp(max=local.shape[1] - 1))
-        return self.searches[domain].states(local.to(self.device), kept.to(self.device))
+        return self.searches[domain].query(local.to(self.device), kept.to(self.device))
 
     def _users_at_once(self, domain: str) -> int:
         most = (self.decode.memory_mb << 20) // (ITEM_BYTES * len(self.items.tokens[domain]))

@@ -24,7 +24,9 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.data.windows import Windows
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import read_json
+from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
+from recbole_gmc.model.repeats import SCALE, Seen
 from recbole_gmc.settings import T5Settings, keys_of
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.gmcplus_trainer import GRID
@@ -145,8 +147,8 @@ def test_weight_0_and_1_are_the_pure_rankings(root, done):
         scores = model.scores("Big", history, torch.tensor([3]))
         search = model.searches["Big"]
         with torch.no_grad():
-            states = search.states(history, torch.tensor([3]))
-            assert torch.allclose(scores, search.codes(states) if weight == 0 else search.dense(states), atol=1e-6)
+            query = search.query(history, torch.tensor([3]))
+            assert torch.allclose(scores, search.codes(query) if weight == 0 else search.dense(query), atol=1e-6)
 
 
 def test_the_weight_is_the_best_one_on_validation(root, done):
@@ -261,11 +263,12 @@ def test_training_never_sees_what_is_held_out(root):
 
 def test_the_loss_is_the_sum_of_its_parts(root):
     """Against one user at a time, each with a softmax over the own domain's items only."""
-    for weight in (0.0, 0.5):
-        made = prepared(root, alignment_weight=weight)
+    for weight, among in ((0.0, "tree"), (0.5, "table")):
+        made = prepared(root, alignment_weight=weight, train_softmax=among)
         model = made.model
         with torch.no_grad():
             model.network.vectors.normal_(std=0.2)
+            model.network.repeats.bias.normal_(std=0.02)
             windows = Windows.of_rows(made.rows).select(torch.arange(0, 40, 3))
             found, expected, states, targets = model.losses(windows), [], [], []
             for row in range(len(windows)):
@@ -277,8 +280,15 @@ def test_the_loss_is_the_sum_of_its_parts(root):
                 )
                 after = torch.cat([windows.history[row, 1:size], windows.target[row : row + 1]])
                 codes = model.codes[after]
-                logits = model.network.level_logits(mine, codes)
-                expected.append(-code_log_probs(logits, codes).sum(1) + dense_loss(mine, items, after - span.start))
+                of_item, of_code = (SCALE * model.network.repeats.bias[int(windows.domain[row])]).tolist()
+                own = (windows.history[row, :size] - span.start).tolist()
+                logits, dense = model.network.level_logits(mine, codes), mine @ items.T
+                tree, length = CodeTree(model.codes[span], model.vocabulary.codebook_size), torch.arange(1, size + 1)
+                logits = logits + of_code * tree.seen(after - span.start, Seen.of(torch.tensor([own] * size), length))
+                for place in range(size):
+                    dense[place, list(set(own[: place + 1]))] += of_item
+                allowed = tree.allowed(after - span.start) if among == "tree" else None
+                expected.append(dense_loss(dense, after - span.start) - code_log_probs(logits, codes, allowed).sum(1))
                 states.append(mine)
                 targets.append((items[after - span.start], after))
             expected = torch.cat(expected)
@@ -286,6 +296,17 @@ def test_the_loss_is_the_sum_of_its_parts(root):
                 vectors, after = (torch.cat(part) for part in zip(*targets, strict=True))
                 expected = expected + weight * alignment_loss(torch.cat(states), vectors, after, 0.07)
         assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("target,sign", [(3, 1), (0, -1)])
+def test_where_nobody_comes_back_items_of_the_history_fall_and_where_people_do_they_rise(root, target, sign):
+    model = prepared(root).model
+    history, one = torch.tensor([[0, 1, 2, 0, 0, 0, 0]]), torch.ones(1, dtype=torch.long)
+    windows = Windows(history, 3 * one, target * one, 0 * one, one, fresh=one)
+    model.loss(windows).backward()
+    gradient = model.network.repeats.bias.grad
+    assert (sign * gradient[0] > 0).all(), "descent goes against the gradient"
+    assert (gradient[1] == 0).all(), "the other domain learns nothing of it"
 
 
 def test_smaller_chunks_give_the_same_gradient(root):

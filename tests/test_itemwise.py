@@ -8,10 +8,12 @@ import pytest
 import torch
 from itemwise_help import CODES, ITEMS, SMALL, all_scores, catalogue, histories, network, search
 
+from recbole_gmc.decode.readout import Query
 from recbole_gmc.errors import GMCError, SettingError
 from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
 from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
+from recbole_gmc.model.repeats import Seen
 
 WEIGHTS = (0.0, 0.3, 0.75, 1.0)
 
@@ -73,23 +75,51 @@ def test_text_is_centred_and_scaled():
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_scores_are_the_formulas(made, weight):
     finder, (history, length) = search(made), histories(4)
-    states = finder.states(history, length)
-    assert torch.allclose(finder.scores(states, weight), all_scores(made, states, weight), atol=1e-4)
+    query = finder.query(history, length)
+    assert torch.allclose(finder.scores(query, weight), all_scores(made, query, weight), atol=1e-4)
 
 
 @torch.no_grad()
 def test_training_reads_out_the_same(made):
     finder, (history, length) = search(made), histories(5)
-    states, codes = finder.states(history, length), catalogue()[0]
-    logits = made.level_logits(states.repeat_interleave(ITEMS, 0), codes.repeat(5, 1))
-    tree = CodeTree(codes, CODES) if made.settings.rank_softmax == "tree" else None
-    allowed = tree.allowed(torch.arange(ITEMS).repeat(5)) if tree else None
-    found = code_log_probs(logits, codes.repeat(5, 1), allowed).sum(1).view(5, ITEMS)
+    query, codes = finder.query(history, length), catalogue()[0]
+    rows, states = torch.arange(ITEMS).repeat(5), query.states.repeat_interleave(ITEMS, 0)
+    tree, seen = CodeTree(codes, CODES), Seen.of(history, length)
+    logits = made.level_logits(states, codes.repeat(5, 1))
+    mask = tree.seen(rows, seen.select(torch.arange(5).repeat_interleave(ITEMS)))
+    logits = logits + made.repeats.of_codes(1) * mask
+    among_tree = made.settings.rank_softmax == "tree"
+    found = code_log_probs(logits, codes.repeat(5, 1), tree.allowed(rows) if among_tree else None)
+    found = found.sum(1).view(5, ITEMS)
     mass = found.exp().sum(1)
-    assert torch.allclose(mass, torch.ones(5), atol=1e-4) if tree else (mass < 0.9).all()
-    assert torch.allclose(found, finder.codes(states), atol=1e-4)
-    dense = torch.stack([dense_loss(states, finder.vectors, torch.full((5,), item)) for item in range(ITEMS)], 1)
-    assert torch.allclose(-dense, finder.dense(states), atol=1e-4)
+    assert torch.allclose(mass, torch.ones(5), atol=1e-4) if among_tree else (mass < 0.9).all()
+    assert torch.allclose(found, finder.codes(query), atol=1e-4)
+    logits = seen.added_to(query.states @ finder.vectors.T, made.repeats.of_items(1))
+    dense = torch.stack([dense_loss(logits, torch.full((5,), item)) for item in range(ITEMS)], 1)
+    assert torch.allclose(-dense, finder.dense(query), atol=1e-4)
+
+
+def test_what_a_history_holds_is_told_by_item_and_by_prefix():
+    """Items 0 and 1 share their first code, item 2 stands alone; the first history has both, the second one of them."""
+    codes = torch.tensor([[4, 1], [4, 2], [3, 0], [0, 5]])
+    seen = Seen.of(torch.tensor([[0, 1, 0, 2], [2, 0, 2, 1]]), torch.tensor([3, 3]))
+    assert seen.counted.tolist() == [[True, True, False, False], [True, True, False, False]]
+    mask = CodeTree(codes, 6).seen(torch.tensor([1, 1]), seen)
+    held = [[tuple(place) for place in row.nonzero().tolist()] for row in mask]
+    assert held == [[(0, 4), (1, 1), (1, 2)], [(0, 3), (1, 1)]]
+    logits = seen.added_to(torch.zeros(2, 4), torch.tensor(-2.0))
+    assert logits.tolist() == [[-2, -2, 0, 0], [-2, 0, -2, 0]]
+
+
+def test_repeats_can_be_ruled_out():
+    made = network()
+    with torch.no_grad():
+        made.repeats.bias[1] = -5.0
+    finder, (history, length) = search(made), histories(8)
+    for weight in WEIGHTS:
+        found = finder.search(finder.query(history, length), weight, 5, exact=True)
+        for user in range(8):
+            assert not set(found.items[user].tolist()) & set(history[user, : length[user]].tolist())
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -97,9 +127,9 @@ def test_training_reads_out_the_same(made):
 def test_exact_lists_are_those_of_brute_force(made, weight, wanted):
     finder, (history, length) = search(made), histories(8, seed=3)
     with torch.no_grad():
-        states = finder.states(history, length)
-        truth = all_scores(made, states, weight)
-    found = finder.search(states, weight, wanted, exact=True)
+        query = finder.query(history, length)
+        truth = all_scores(made, query, weight)
+    found = finder.search(query, weight, wanted, exact=True)
     assert found.certified.all() and found.items.shape == (8, wanted)
     best = truth.sort(dim=1, descending=True)
     kept = min(wanted, ITEMS)
@@ -112,8 +142,8 @@ def test_exact_lists_are_those_of_brute_force(made, weight, wanted):
 def test_beams_that_cover_the_tree_find_the_same(made, weight):
     finder, (history, length) = search(made), histories(8)
     with torch.no_grad():
-        states = finder.states(history, length)
-    beam, exact = (finder.search(states, weight, ITEMS, exact) for exact in (False, True))
+        query = finder.query(history, length)
+    beam, exact = (finder.search(query, weight, ITEMS, exact) for exact in (False, True))
     assert beam.certified.all()
     assert torch.equal(beam.items, exact.items) and torch.equal(beam.scores, exact.scores)
 
@@ -126,9 +156,9 @@ def test_a_certificate_is_never_wrong_and_sometimes_missing(weight, softmax):
         made = network(seed, replace(SMALL, rank_softmax=softmax), sharp=12.0 if seed % 2 else 40.0)
         finder, (history, length) = search(made), histories(60, seed)
         with torch.no_grad():
-            states = finder.states(history, length)
+            query = finder.query(history, length)
         for wanted in (1, 3):
-            beam, exact = (finder.search(states, weight, wanted, exact) for exact in (False, True))
+            beam, exact = (finder.search(query, weight, wanted, exact) for exact in (False, True))
             right = (beam.items == exact.items).all(1)
             assert right[beam.certified].all()
             assert (beam.scores[:, -1] <= exact.scores[:, -1] + 1e-4).all()
@@ -145,25 +175,28 @@ def test_equal_scores_are_ordered_by_code_path():
     finder, codes = search(made), catalogue()[0]
     order = sorted(range(ITEMS), key=lambda row: codes[row].tolist())
     for weight in WEIGHTS:
-        found = finder.search(torch.zeros(1, 8), weight, 7, exact=True)
+        found = finder.search(Query(torch.zeros(1, 8)), weight, 7, exact=True)
         assert found.items[0].tolist() == order[:7]
 
 
 def test_an_output_that_is_no_number_is_refused(made):
     finder = search(made)
     with pytest.raises(GMCError, match="not a number"):
-        finder.search(torch.full((2, 8), torch.nan), 0.0, 5, exact=True)
+        finder.search(Query(torch.full((2, 8), torch.nan)), 0.0, 5, exact=True)
 
 
-@pytest.mark.parametrize("switch", [{"vectors": False}, {"text": False}, {"text": False, "vectors": False}])
+@pytest.mark.parametrize(
+    "switch", [{"vectors": False}, {"text": False}, {"text": False, "vectors": False}, {"repeats": False}]
+)
 def test_switches_leave_their_parts_out(switch):
     made = network(settings=replace(SMALL, **switch))
     assert (made.vectors is None) == (switch.get("vectors") is False)
     assert (made.text is None) == (switch.get("text") is False)
+    assert (made.repeats is None) == (switch.get("repeats") is False)
     finder, (history, length) = search(made), histories(3)
     with torch.no_grad():
-        states = finder.states(history, length)
-        assert torch.allclose(finder.scores(states, 0.5), all_scores(made, states, 0.5), atol=1e-4)
+        query = finder.query(history, length)
+        assert torch.allclose(finder.scores(query, 0.5), all_scores(made, query, 0.5), atol=1e-4)
 
 
 @torch.no_grad()
@@ -175,10 +208,11 @@ def test_without_an_item_table_new_items_are_scored_from_text_and_codes():
 
     few, all_of_them = (ItemwiseSearch(made, codes[:count], text[:count], None, CODES) for count in (ITEMS - 10, ITEMS))
     history, length = torch.randint(ITEMS - 10, (4, 6)), torch.tensor([6, 3, 1, 2])
-    states = few.states(history, length)
-    assert torch.allclose(states, all_of_them.states(history, length), atol=1e-5)
-    assert torch.allclose(all_of_them.codes(states)[:, : ITEMS - 10], few.codes(states), atol=1e-5)
-    assert torch.isfinite(all_of_them.codes(states)).all()
+    query = few.query(history, length)
+    others = all_of_them.query(history, length)
+    assert torch.allclose(query.states, others.states, atol=1e-5)
+    assert torch.allclose(all_of_them.codes(others)[:, : ITEMS - 10], few.codes(query), atol=1e-5)
+    assert torch.isfinite(all_of_them.codes(others)).all()
 
 
 def test_a_copy_holds_other_weights_and_later_changes_do_not_reach_it(made):

@@ -10,6 +10,7 @@ from torch import Tensor
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
 from recbole_gmc.model.itemwise import ItemwiseNetwork
+from recbole_gmc.model.repeats import Seen
 
 BLOCK_BYTES = 8 << 20  # what the logits of one block of prefixes may take: fits into a processor's cache
 
@@ -33,6 +34,27 @@ class Frontier:
 
     def select(self, index: Tensor) -> Frontier:
         return Frontier(self.users[index], self.nodes[index], self.scores[index])
+
+
+@dataclass(frozen=True)
+class Query:
+    """What lists are asked for: states float32 [B, d], and what their histories hold already, where that counts.
+
+    Attributes:
+        seen: the items.
+        nodes: per depth bool [B, nodes], whether all items below a node are such.
+    """
+
+    states: Tensor
+    seen: Seen | None = None
+    nodes: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def select(self, users: Tensor) -> Query:
+        seen = None if self.seen is None else self.seen.select(users)
+        return Query(self.states[users], seen, tuple(table[users] for table in self.nodes))
 
 
 @dataclass(frozen=True)
@@ -65,9 +87,11 @@ class CodeReadOut:
             are, or ``tree``, those that follow its prefix in the tree. Then the items' probabilities sum to one, and
             a code that stands alone costs nothing.
         trie: the domain's prefix tree.
+        repeats: what is added to the logit of a code below which a history holds all items.
     """
 
-    def __init__(self, network: ItemwiseNetwork, trie: Trie) -> None:
+    def __init__(self, network: ItemwiseNetwork, trie: Trie, repeats: float = 0.0) -> None:
+        self.repeats = repeats
         tables = network.tables.detach().float()
         self.trie, self.among_tree = trie.to(tables.device), network.settings.rank_softmax == "tree"
         self.levels = []
@@ -85,11 +109,8 @@ class CodeReadOut:
         blank = torch.zeros(users, dtype=torch.long, device=device)
         return Frontier(torch.arange(users, device=device), blank, torch.zeros(users, device=device))
 
-    def expand(self, states: Tensor, frontier: Frontier, depth: int) -> Frontier:
+    def expand(self, query: Query, frontier: Frontier, depth: int) -> Frontier:
         """All children of prefixes of ``depth`` codes.
-
-        Args:
-            states: float32 [B, d].
 
         Raises:
             GMCError: the network's output is not a number.
@@ -101,8 +122,8 @@ class CodeReadOut:
         asked = count > 1 if self.among_tree else count > 0
         places = asked[parent].nonzero().squeeze(1)
         among = frontier.select(asked.nonzero().squeeze(1))
-        codes = self.trie.code[nodes[places]].long()
-        scores[places] += self._steps(states, among, depth, _repeated(count[asked]), codes)
+        above = _repeated(count[asked])
+        scores[places] += self._steps(query, among, depth, above, nodes[places])
         if bool(scores.isnan().any()):
             raise GMCError(
                 "the recommender's output is not a number",
@@ -111,12 +132,12 @@ class CodeReadOut:
             )
         return Frontier(frontier.users[parent], nodes, scores)
 
-    def _steps(self, states: Tensor, asked: Frontier, depth: int, parent: Tensor, codes: Tensor) -> Tensor:
-        """[C]: log-probabilities of ``codes`` [C] after the prefixes that ``parent`` [C], ascending, names."""
+    def _steps(self, query: Query, asked: Frontier, depth: int, parent: Tensor, nodes: Tensor) -> Tensor:
+        """[C]: log-probabilities of ``nodes`` [C] after the prefixes that ``parent`` [C], ascending, names."""
         level = self.levels[depth]
-        hidden = torch.addmm(level.bi, states, level.wi.T)
-        base = torch.addmm(level.shift, states, level.table.T)
-        found = torch.empty(len(codes), device=states.device)
+        hidden = torch.addmm(level.bi, query.states, level.wi.T)
+        base = torch.addmm(level.shift, query.states, level.table.T)
+        codes, found = self.trie.code[nodes].long(), torch.empty(len(nodes), device=base.device)
         step = max(1, BLOCK_BYTES // (4 * (level.out.shape[0] + level.out.shape[1])))
         for first in range(0, len(asked), step):
             part = slice(first, min(first + step, len(asked)))
@@ -128,9 +149,11 @@ class CodeReadOut:
             mine = slice(*bounds.tolist())
             above = parent[mine] - part.start
             chosen = logits[above, codes[mine]]
+            if query.nodes:
+                chosen += self.repeats * query.nodes[depth][users[above], nodes[mine] - self.trie.start[depth]]
             if self.among_tree:
-                logits = torch.full_like(logits, -torch.inf).index_put_((above, codes[mine]), chosen)
-            found[mine] = chosen - logits.logsumexp(1)[above]
+                logits.fill_(-torch.inf)
+            found[mine] = chosen - logits.index_put_((above, codes[mine]), chosen).logsumexp(1)[above]
         return found
 
     def _path(self, nodes: Tensor, depth: int) -> Tensor:

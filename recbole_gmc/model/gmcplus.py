@@ -13,15 +13,18 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_gmc.data.domains import GMCDataset
+from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.data.windows import Windows
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.errors import SettingError
+from recbole_gmc.items import ItemIndex
 from recbole_gmc.mixed_recommender import MixedRecommender
 from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
 from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
 from recbole_gmc.model.prefix_loss import prefix_aware_loss
+from recbole_gmc.model.repeats import Seen
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import Lookup, PrefixSettings, key, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
@@ -58,7 +61,7 @@ class GMCPlus(GenerativeRecommender):
         self.itemwise, self.mixing = read(ItemwiseSettings, config), read(MixSettings, config)
         self.prefix = read(PrefixSettings, config)
         self.mix = dict.fromkeys(self.items.domains, self.first_weight)
-        self.network = ItemwiseNetwork(self.itemwise, self.vocabulary, len(self.items), 0, self.max_items)
+        self.network = _built(self.itemwise, self.vocabulary, self.items, None, self.max_items)
         self.register_buffer("text_rows", None, persistent=False)
         self._trees: dict[tuple[str, int | None], CodeTree] = {}  # of each version, made when first asked for
 
@@ -80,7 +83,7 @@ class GMCPlus(GenerativeRecommender):
         self.vocabulary = Vocabulary.of(ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = _built(self.itemwise, self.vocabulary, len(self.items), self.text, self.max_items)
+            network = _built(self.itemwise, self.vocabulary, self.items, self.text, self.max_items)
         self.network, self.text_rows = network.to(self.codes.device), None
         if self.text is not None:
             rows = torch.from_numpy(np.asarray(self.text.vectors))
@@ -102,7 +105,7 @@ class GMCPlus(GenerativeRecommender):
     @staticmethod
     def rebuilt(config: Lookup, ids: SemanticIds, text: TextEmbeddings | None) -> ItemwiseNetwork:
         longest = config["MAX_ITEM_LIST_LENGTH"]
-        return _built(read(ItemwiseSettings, config), Vocabulary.of(ids), len(ids.items), text, longest)
+        return _built(read(ItemwiseSettings, config), Vocabulary.of(ids), ids.items, text, longest)
 
     @staticmethod
     def serving(
@@ -126,17 +129,20 @@ class GMCPlus(GenerativeRecommender):
         taken = windows.counted.flatten()[place]
         states, place = states[taken], place[taken]
         target, owner = windows.next_items.flatten()[place], place // windows.history.shape[1]
-        codes = self.codes[target]
-        allowed = self._allowed(target, windows.domain[owner], self.itemwise.train_softmax)
-        log_probs = code_log_probs(self.network.level_logits(states, codes), codes, allowed)
-        found = prefix_aware_loss(log_probs, self.prefix.beta, self.prefix.eta)
-        target, domain = target + start[owner], windows.domain[owner]
+        domain, seen = windows.domain[owner], self._seen(windows, owner, place % windows.history.shape[1] + 1)
+        found = prefix_aware_loss(
+            self._code_log_probs(states, target, domain, seen, self.itemwise.train_softmax),
+            self.prefix.beta,
+            self.prefix.eta,
+        )
+        target = target + start[owner]
         if self.itemwise.dense:
             for name, rows in self.by_domain(domain):
                 span = self.items.rows(name)
                 first = span.start + int(start[owner[rows[0]]])
                 items = catalogue[first : first + span.stop - span.start]
-                found = found.index_add(0, rows, dense_loss(states[rows], items, target[rows] - first))
+                logits = self._dense_logits(states[rows], items, name, None if seen is None else seen.select(rows))
+                found = found.index_add(0, rows, dense_loss(logits, target[rows] - first))
         if self.mixing.alignment:
             aligned = alignment_loss(states, catalogue[target], target, self.mixing.temperature)
             found = found + self.mixing.alignment * aligned
@@ -157,15 +163,35 @@ class GMCPlus(GenerativeRecommender):
             begin += span.stop - span.start
         return torch.cat(parts), shift
 
-    def _allowed(self, target: Tensor, domain: Tensor, softmax: str) -> Tensor | None:
-        """bool [T, L, N]: the codes that may follow in the tree of each target's domain; ``None`` for all."""
-        if softmax == "table":
+    def _seen(self, rows: SequenceRows, owner: Tensor, length: Tensor) -> Seen | None:
+        """The items that stand first in the histories of ``owner`` [T], as many as ``length`` [T] says."""
+        if self.network.repeats is None:
             return None
-        found = torch.empty(*self.codes[target].shape, self.vocabulary.codebook_size, dtype=torch.bool)
-        found = found.to(target.device)
-        for name, rows in self.by_domain(domain):
-            found[rows] = self._tree(name).allowed(target[rows] - self.items.rows(name).start)
-        return found
+        starts = torch.tensor([self.items.rows(name).start for name in self.items.domains], device=length.device)
+        local = (rows.history - starts[rows.domain][:, None]).clamp(min=0)
+        return Seen.of(local[owner], length)
+
+    def _code_log_probs(self, states: Tensor, target: Tensor, domain: Tensor, seen: Seen | None, among: str) -> Tensor:
+        """[T, L]: of the targets' codes, each ``among`` all of its level or those in the tree."""
+        codes = self.codes[target]
+        logits = self.network.level_logits(states, codes)
+        allowed = None if among == "table" else torch.empty_like(logits, dtype=torch.bool)
+        for name, rows in self.by_domain(domain) if among == "tree" or seen is not None else ():
+            local = target[rows] - self.items.rows(name).start
+            if allowed is not None:
+                allowed[rows] = self._tree(name).allowed(local)
+            if seen is not None:
+                bias = self.network.repeats.of_codes(self.items.domains.index(name))
+                added = bias * self._tree(name).seen(local, seen.select(rows))
+                logits = logits.index_add(0, rows, added.to(logits.dtype))
+        return code_log_probs(logits, codes, allowed)
+
+    def _dense_logits(self, states: Tensor, items: Tensor, domain: str, seen: Seen | None) -> Tensor:
+        """[T, n]: of the domain's items [n, d]."""
+        logits = states @ items.T
+        if seen is None:
+            return logits
+        return seen.added_to(logits, self.network.repeats.of_items(self.items.domains.index(domain)))
 
     def _tree(self, domain: str) -> CodeTree:
         key = domain, self.version
@@ -212,10 +238,10 @@ class GMCPlus(GenerativeRecommender):
             items = self.network.items(self.codes[span], text, span)
             history = (rows.history[users] - span.start).clamp(min=0)
             states = self.network.last_states(items, history, rows.length[users])
-            codes = self.codes[rows.target[users]]
-            allowed = self._allowed(rows.target[users], rows.domain[users], self.itemwise.rank_softmax)
-            found = code_log_probs(self.network.level_logits(states, codes), codes, allowed).sum(1)
-            dense = -dense_loss(states, items, rows.target[users] - span.start)
+            target, seen = rows.target[users], self._seen(rows, users, rows.length[users])
+            among = self.itemwise.rank_softmax
+            found = self._code_log_probs(states, target, rows.domain[users], seen, among).sum(1)
+            dense = -dense_loss(self._dense_logits(states, items, domain, seen), target - span.start)
             scores[users] = (1 - weight) * found + weight * dense
         return scores
 
@@ -227,9 +253,10 @@ class GMCPlus(GenerativeRecommender):
 
 
 def _built(
-    settings: ItemwiseSettings, vocabulary: Vocabulary, items: int, text: TextEmbeddings | None, max_items: int
+    settings: ItemwiseSettings, vocabulary: Vocabulary, items: ItemIndex, text: TextEmbeddings | None, max_items: int
 ) -> ItemwiseNetwork:
-    return ItemwiseNetwork(settings, vocabulary, items, 0 if text is None else text.dim, max_items)
+    dim = 0 if text is None else text.dim
+    return ItemwiseNetwork(settings, vocabulary, len(items), dim, max_items, len(items.domains))
 
 
 def _chunks(windows: Windows, positions: int) -> Iterator[Windows]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_gmc.errors import SettingError
+from recbole_gmc.model.repeats import Repeats
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import key
 
@@ -35,7 +36,8 @@ class ItemwiseSettings:
     text: bool = key("text_input", True)
     vectors: bool = key("item_vectors", True)
     dense: bool = key("dense_head", True)
-    train_softmax: str = key("train_softmax", "table", choices=("table", "tree"))
+    repeats: bool = key("repeat_bias", True)
+    train_softmax: str = key("train_softmax", "tree", choices=("table", "tree"))
     rank_softmax: str = key("rank_softmax", "tree", choices=("table", "tree"))
 
     def __post_init__(self) -> None:
@@ -116,18 +118,25 @@ class ItemwiseNetwork(nn.Module):
         items: rows of the item table; without item vectors there is no table.
         text_dim: D of the text embeddings, 0 for none.
         max_items: S, the longest history.
+        domains: how many there are.
 
     Weights are drawn from torch's global generator. Item vectors start at zero: an item is at first what its codes
     and its text say.
     """
 
     def __init__(
-        self, settings: ItemwiseSettings, vocabulary: Vocabulary, items: int, text_dim: int, max_items: int
+        self,
+        settings: ItemwiseSettings,
+        vocabulary: Vocabulary,
+        items: int,
+        text_dim: int,
+        max_items: int,
+        domains: int = 1,
     ) -> None:
         super().__init__()
         width, levels = settings.width, vocabulary.levels
         self.settings = settings
-        self._made_of = (settings, vocabulary, items, text_dim, max_items)
+        self._made_of = (settings, vocabulary, items, text_dim, max_items, domains)
         self.tables = nn.Parameter(torch.empty(levels, vocabulary.codebook_size, width))
         self.position = nn.Embedding(max_items, width)
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(settings.dropout)
@@ -137,6 +146,7 @@ class ItemwiseNetwork(nn.Module):
         self.apply(self._start)
         nn.init.normal_(self.tables, std=INIT)
         self.vectors = nn.Parameter(torch.zeros(items, width)) if settings.vectors else None
+        self.repeats = Repeats(domains) if settings.repeats else None
 
     def holding(self, state: Mapping[str, Tensor]) -> ItemwiseNetwork:
         """A network of the same shape, in evaluation mode, with a copy of these weights."""

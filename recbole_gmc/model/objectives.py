@@ -20,15 +20,9 @@ def code_log_probs(logits: Tensor, codes: Tensor, allowed: Tensor | None = None)
     return -F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
 
 
-def dense_loss(states: Tensor, items: Tensor, target: Tensor) -> Tensor:
-    """[T]: cross-entropy over all items of a domain.
-
-    Args:
-        states: [T, d].
-        items: [n, d], the domain's.
-        target: int64 [T], rows of ``items``.
-    """
-    return F.cross_entropy((states @ items.T).float(), target, reduction="none")
+def dense_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """[T]: cross-entropy over all items of a domain, from logits [T, n] and target int64 [T]."""
+    return F.cross_entropy(logits.float(), target, reduction="none")
 
 
 def alignment_loss(states: Tensor, items: Tensor, target: Tensor, temperature: float) -> Tensor:
