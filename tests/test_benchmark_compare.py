@@ -56,6 +56,28 @@ def test_the_means_are_of_users_and_seeds(output, capsys):
     assert "Other 0.7500, Ours 1.0000: -0.2500" in other and "Ours is above Other" in other
 
 
+def test_items_of_the_histories_can_be_left_out(tmp_path, caplog):
+    """The list is i0 to i9 with t at its place; the user has taken i0, i2, then what was held out for each split."""
+    domain = tmp_path / "data" / "A"
+    domain.mkdir(parents=True)
+    lines = ["item_id:token\tuser_id:token\ttimestamp:float", "i0\tu0\t1", "t\tu0\t3", "i2\tu0\t2", "last\tu0\t4"]
+    (domain / "A.inter").write_text("\n".join(lines) + "\n")
+    write_run(tmp_path / "Run-1", {"A": [5]})
+    write_run(tmp_path / "Run-1", {"A": [5]}, "topk.tsv", target="last")
+    settings = {"dataset": "A", "domains": None, "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id"}
+    report = {"seed": 1, "budget_limited": False, "settings": {**settings, "TIME_FIELD": "timestamp"}}
+    (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
+    for on in ("valid", "test"):
+        assert compare.read_side(tmp_path / "Run", on).ranks.tolist() == [[5]]
+        assert compare.read_side(tmp_path / "Run", on, tmp_path / "data").ranks.tolist() == [[3]], "i0 and i2 are gone"
+    write_run(tmp_path / "Run-1", {"A": [-1]}, "topk.tsv", target="last")
+    (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
+    assert compare.read_side(tmp_path / "Run", "test", tmp_path / "data").ranks.tolist() == [[-1]]
+    assert "1 lists have fewer than 10 new items" in caplog.text
+    with pytest.raises(DataError, match="no domain 'A'"):
+        compare.read_side(tmp_path / "Run", "test", tmp_path)
+
+
 def test_what_is_within_the_noise_is_no_gain():
     assert compare.sentence("A", "B", Difference(0.06, 0.05, -0.001, 0.02, 0.08)).endswith("no difference shown")
     assert compare.sentence("A", "B", Difference(0.06, 0.05, 0.001, 0.02, 0.03)).endswith("A is above B")

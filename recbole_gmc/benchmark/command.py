@@ -16,7 +16,8 @@ from recbole_gmc.files import new_file
 HELP = """\
 usage: recbole-gmc benchmark --models=GMC,SASRec,... --dataset=<name> [--seeds=3] [--config_files="a.yaml"]
                              [--<key>=<value> ...]
-       recbole-gmc benchmark --compare=A,B [--on=valid|test] [--output=<folder> | --dataset=<name>]
+       recbole-gmc benchmark --compare=A,B [--on=valid|test] [--unseen=<data_path>]
+                             [--output=<folder> | --dataset=<name>]
 
 Runs every model with every seed on the same domains, each as a process of its own, and prints one table. Called again
 with the same --output it goes on: what is done is not done again, an interrupted cell starts from its last checkpoint
@@ -41,6 +42,8 @@ or its beginning, a failed one is tried again. The tables are written to --outpu
   --compare         runs nothing: holds A against B (and others) by a paired bootstrap over users and seeds, on
                     validation unless --on=test. A and B are run folders, or such names without their -<seed>, in
                     --output (of --dataset: runs/benchmark-<dataset>), else as paths
+  --unseen          with --compare: items that a user's history holds, by the raw files of this folder, are left out of
+                    all lists first, as if every model knew that they are no answer
 
 The tables are refused unless all models were asked the same: test targets and candidates are found again in the raw
 files by code that no model uses, and held against every list, rank and metric of every cell.

@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
 
-from recbole_gmc.benchmark.fairness import measure
+from recbole_gmc.benchmark import plan
+from recbole_gmc.benchmark.fairness import measure, read_sequences
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.significance import LEVEL, RESAMPLES, Difference, paired_bootstrap
 from recbole_gmc.files import read_json
 
 FILES = {"valid": "valid_topk.tsv", "test": "topk.tsv"}
-OWN = ("compare", "on", "output", "dataset")
+OWN = ("compare", "on", "output", "dataset", "unseen")
 METRICS = ("ndcg@10", "recall@10")
 AVERAGE = "average"
+logger = getLogger("recbole_gmc.benchmark")
 Targets = Mapping[tuple[str, str], str]
 
 
@@ -48,12 +51,14 @@ def run(arguments: Sequence[str]) -> str:
     if len(names) < 2:
         raise SettingError(f"{flags['compare']!r} names no two", "--compare", "Write --compare=GMC,SASRec")
     output = flags.get("output") or (f"runs/benchmark-{flags['dataset']}" if "dataset" in flags else "")
-    sides = [read_side(Path(output, name), flags.get("on", "valid")) for name in names]
+    on, raw = flags.get("on", "valid"), Path(flags["unseen"]) if "unseen" in flags else None
+    sides = [read_side(Path(output, name), on, raw) for name in names]
     for side in sides[1:]:
         if side.targets != sides[0].targets:
             what = f"{side.name} was asked for other users or items than {sides[0].name}"
             raise DataError(what, "--compare", "Compare runs on the same data")
-    text = "\n".join(lines(sides, "validation" if flags.get("on", "valid") == "valid" else "test"))
+    split = ("validation" if on == "valid" else "test") + (", items of the histories left out" if raw else "")
+    text = "\n".join(lines(sides, split))
     print(text)
     return text
 
@@ -63,7 +68,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     for word in arguments:
         key, _, value = word.removeprefix("--").partition("=")
         if key not in OWN or not word.startswith("--") or not value or key in found:
-            mend = "It takes --compare=A,B [--on=valid|test] [--output=<folder> or --dataset=<name>], each once"
+            mend = "It takes --compare=A,B, --on=valid|test, --unseen=<data_path> and --output or --dataset, each once"
             raise SettingError(f"{word!r} does not go with --compare", "benchmark", mend)
         found[key] = value
     if found.get("on", "valid") not in FILES:
@@ -71,8 +76,11 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_side(path: Path, on: str) -> Side:
+def read_side(path: Path, on: str, raw: Path | None = None) -> Side:
     """A run folder, or all ``<path>-<seed>`` that hold finished runs.
+
+    Args:
+        raw: the folder of the domains; then the items of each user's history are left out of the lists.
 
     Raises:
         SettingError: there is none.
@@ -83,7 +91,7 @@ def read_side(path: Path, on: str) -> Side:
     if not folders:
         raise SettingError(f"no finished run in {str(path)!r} or {str(path)!r}-<seed>", "--compare", "Name its folder")
     reports = [read_json(folder / "result.json") for folder in folders]
-    read = [_read(folder / FILES[on]) for folder in folders]
+    read = [_read(folder / FILES[on], on, raw) for folder in folders]
     targets = read[0][0]
     for folder, (other, _) in zip(folders, read, strict=True):
         if other != targets:
@@ -99,20 +107,39 @@ def _seed_of(folder: Path, path: Path) -> str:
     return folder.name.removeprefix(f"{path.name}-")
 
 
-def _read(path: Path) -> tuple[Targets, dict[tuple[str, str], int]]:
+def _read(path: Path, on: str, raw: Path | None) -> tuple[Targets, dict[tuple[str, str], int]]:
     """(domain, user) -> held-out item, and -> its place."""
     if not path.is_file():
         mend = "Runs by an earlier version, or without validation users, have none: run it again, or take --on=test"
         raise DataError("the run has no such lists", str(path), mend)
     most = max(int(metric.partition("@")[2]) for metric in METRICS)
-    targets, ranks = {}, {}
+    targets, ranks, short = {}, {}, 0
+    histories = _histories(path.parent, on, raw) if raw else None
     with path.open(encoding="utf-8", newline="") as file:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         if (width := (len(next(lines)) - 4) // 2) < most:
             raise DataError(f"lists of {width} are too short for {', '.join(METRICS)}", str(path), "Set topk: [5, 10]")
-        for domain, user, target, rank, *_ in lines:
+        for domain, user, target, rank, *items in lines:
             targets[domain, user], ranks[domain, user] = target, int(rank)
+            if histories is not None:
+                new = [item for item in items[::2] if item not in histories[domain, user]]
+                ranks[domain, user] = new.index(target) if target in new else -1
+                short += target not in new and len(new) < most
+    if short:
+        logger.warning("%s: %d lists have fewer than %d new items; a target may stand below", path, short, most)
     return targets, ranks
+
+
+def _histories(folder: Path, on: str, raw: Path) -> dict[tuple[str, str], set[str]]:
+    """(domain, user) -> the items that the user had taken when asked."""
+    settings = read_json(folder / "result.json")["settings"]
+    domains = settings.get("domains") or [settings["dataset"]]
+    fields = tuple(settings[name] for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"))
+    plan.refuse_missing(raw, domains, "--unseen")
+    held_out = {"valid": 2, "test": 1}[on]
+    return {
+        key: {item for _, _, item in took[:-held_out]} for key, took in read_sequences(raw, domains, fields).items()
+    }
 
 
 def lines(sides: Sequence[Side], split: str) -> Iterator[str]:

@@ -75,13 +75,28 @@ def read_truth(
         rows = _k_core(_rows(root / domain / f"{domain}.inter", fields), core)
         candidates[domain] = frozenset(item for _, item, _ in rows)
         interactions[domain] = len(rows)
-        histories: dict[str, list[tuple[float, int, str]]] = {}
-        for line, (user, item, time) in enumerate(rows):
-            histories.setdefault(user, []).append((time, line, item))
-        for user, history in histories.items():
+        for user, history in _sequences(rows).items():
             if len(history) >= HELD_OUT_FROM:
-                targets[domain, user] = max(history)[2]
+                targets[domain, user] = history[-1][2]
     return Truth(targets, candidates, interactions)
+
+
+def read_sequences(
+    root: Path, domains: Sequence[str], fields: tuple[str, str, str]
+) -> dict[tuple[str, str], list[tuple[float, int, str]]]:
+    """(domain, user) -> time, line and item of all interactions, oldest first."""
+    found = {}
+    for domain in domains:
+        rows = _rows(root / domain / f"{domain}.inter", fields)
+        found |= {(domain, user): history for user, history in _sequences(rows).items()}
+    return found
+
+
+def _sequences(rows: list[tuple[str, str, float]]) -> dict[str, list[tuple[float, int, str]]]:
+    histories: dict[str, list[tuple[float, int, str]]] = {}
+    for line, (user, item, time) in enumerate(rows):
+        histories.setdefault(user, []).append((time, line, item))
+    return {user: sorted(history) for user, history in histories.items()}
 
 
 def _rows(path: Path, fields: tuple[str, str, str]) -> list[tuple[str, str, float]]:
