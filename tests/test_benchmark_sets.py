@@ -199,6 +199,8 @@ def test_each_domain_is_compared_with_the_smallest_set_that_has_it(data, capsys)
     assert (
         'id="figure-domain-1"' in own and 'id="figure-domain-2"' in own and "src=" not in own and f"{large:.4f}" in own
     )
+    assert own.count('<td class="left">GMC</td>') == 2  # one row of each table tells the model
+    assert '<td class="left"></td><td class="left">+\u00a0B</td>' in own and '<td class="left">A, B</td>' in own
 
 
 def test_the_plot_stands_over_millions_of_interactions(data):  # noqa: F811
@@ -211,6 +213,8 @@ def test_the_plot_stands_over_millions_of_interactions(data):  # noqa: F811
     assert list(first.data[0].x) == [SIZES["A"] / 1e6, sum(SIZES.values()) / 1e6]
     means = [np.mean([ndcg(PLACES["GMC", s][d][:4]) for s in (2020, 2021)]) for d in ("A", "A,B")]
     assert list(first.data[0].y) == pytest.approx(means) and first.layout.title.text == "A"
+    for figure in (first, second):
+        assert list(figure.layout.xaxis.range) == pytest.approx([0, 1.05 * sum(SIZES.values()) / 1e6])
     assert len(second.data[0].x) == 1 and list(first.data[0].customdata) == ["A", "A, B"]
 
 

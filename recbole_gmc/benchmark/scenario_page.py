@@ -16,6 +16,7 @@ from recbole_gmc.report.figures import finished, line
 from recbole_gmc.report.page import document, escape, grid, table
 
 NAME = "domain_sets.html"
+NARROW = "\u00a0±\u00a0"  # a score breaks off before its change, not before its deviation
 
 
 def write(found: Scenarios, folder: Path, command: str) -> Path:
@@ -36,14 +37,29 @@ def write(found: Scenarios, folder: Path, command: str) -> Path:
 
 
 def _table(found: scenarios.Table) -> tuple[str, str]:
-    rows = [[field.text for field in row] for row in found.rows]
-    return f"<h2>{escape(found.title)}</h2>", table(found.header, rows, left=2)
+    """The table, narrow: a model is named in its first row, and a set that holds the one above by what it adds."""
+    rows, above = [], ["", ""]
+    for row in found.rows:
+        words = [field.text.replace(" ± ", NARROW) for field in row]
+        model, domains = words[:2]
+        if model == above[0]:
+            had, has = above[1].split(", "), domains.split(", ")
+            words[0] = ""
+            if set(had) < set(has):
+                words[1] = "+\u00a0" + ", ".join(name for name in has if name not in had)
+        rows.append(words)
+        above = [model, domains]
+    return f"<h2>{escape(found.title)}</h2>", f'<div class="sets">{table(found.header, rows, left=2)}</div>'
 
 
 def figures(found: Scenarios) -> dict[str, go.Figure]:
     """A figure a domain: the last NDCG over millions of interactions, a line a model."""
     metric = next(name for name in reversed(found.metrics) if name.startswith("ndcg"))
-    return {f"domain-{number}": _figure(found, domain, metric) for number, domain in enumerate(found.users, 1)}
+    drawn = {f"domain-{number}": _figure(found, domain, metric) for number, domain in enumerate(found.users, 1)}
+    most = max(point.millions for points in found.points.values() for point in points)
+    for figure in drawn.values():  # one axis for all domains; a domain of one set alone would have one below zero
+        figure.update_xaxes(range=[0, 1.05 * most], exponentformat="none")
+    return drawn
 
 
 def _figure(found: Scenarios, domain: str, metric: str) -> go.Figure:
