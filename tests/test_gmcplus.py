@@ -367,7 +367,7 @@ SWITCHES = {
     "no text": {"text_input": False},
     "alignment": {"alignment_weight": 0.5},
     "prefix loss": {"prefix_beta": 0.1, "prefix_eta": 0.01},
-    "trained in the tree": {"train_softmax": "tree"},
+    "trained among all codes": {"train_softmax": "table"},
     "ranked in the table": {"rank_softmax": "table"},
     "beam": {"beam_search": "beam", "dense_weight": 0.3},
     "bf16": {"precision": "bf16", "chunk_tokens": 40},
