@@ -94,26 +94,32 @@ def _write(
         save_tensors(work / "model.safetensors", weights)
         write_json(work / "progress.json", progress.facts)
         save_tensors(work / "progress.safetensors", progress.tensors)
-        for name, constant in constants.items():
-            if not _linked(folder, work, name, constant):
-                save_tensors(work / name, constant.tensors())
-        files = {str(path.relative_to(work)): hash_file(path) for path in sorted(work.rglob("*")) if path.is_file()}
+        linked = {name: _linked(folder, work, name, constant) for name, constant in constants.items()}
+        for name in (name for name, digest in linked.items() if digest is None):
+            save_tensors(work / name, constants[name].tensors())
+        names = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
+        files = {name: linked.get(name) or hash_file(path) for name, path in names.items()}
         manifest: dict[str, Any] = {"format": FORMAT, "files": files}
         if constants:
             manifest["constants"] = {name: constant.fingerprint for name, constant in constants.items()}
         write_json(work / MANIFEST, manifest)
 
 
-def _linked(folder: Path, work: Path, name: str, constant: Constant) -> bool:
-    """Links the file of the checkpoint before if it holds the same, undamaged; some file systems have no links."""
+def _linked(folder: Path, work: Path, name: str, constant: Constant) -> str | None:
+    """Links the file of the checkpoint before if it holds the same, undamaged; some file systems have no links.
+
+    Returns:
+        The file's hash; ``None`` if it has to be written.
+    """
     try:
         before = read_json(folder / MANIFEST)
-        if before["constants"][name] != constant.fingerprint or hash_file(folder / name) != before["files"][name]:
-            return False
+        digest = hash_file(folder / name)
+        if before["constants"][name] != constant.fingerprint or digest != before["files"][name]:
+            return None
         os.link(folder / name, work / name)
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return True
+        return None
+    return digest
 
 
 def save(
