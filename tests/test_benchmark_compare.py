@@ -64,8 +64,7 @@ def test_items_of_the_histories_can_be_left_out(tmp_path, caplog):
     (domain / "A.inter").write_text("\n".join(lines) + "\n")
     write_run(tmp_path / "Run-1", {"A": [5]})
     write_run(tmp_path / "Run-1", {"A": [5]}, "topk.tsv", target="last")
-    settings = {"dataset": "A", "domains": None, "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id"}
-    report = {"seed": 1, "budget_limited": False, "settings": {**settings, "TIME_FIELD": "timestamp"}}
+    report = {"seed": 1, "budget_limited": False, "domains": {"A": {}}, "settings": {"USER_ID_FIELD": "user_id"}}
     (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
     for on in ("valid", "test"):
         assert compare.read_side(tmp_path / "Run", on).ranks.tolist() == [[5]]

@@ -132,9 +132,8 @@ def _read(path: Path, on: str, raw: Path | None) -> tuple[Targets, dict[tuple[st
 
 def _histories(folder: Path, on: str, raw: Path) -> dict[tuple[str, str], set[str]]:
     """(domain, user) -> the items that the user had taken when asked."""
-    settings = read_json(folder / "result.json")["settings"]
-    domains = settings.get("domains") or [settings["dataset"]]
-    fields = tuple(settings[name] for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"))
+    report = read_json(folder / "result.json")
+    domains, fields = list(report["domains"]), tuple(report["settings"].get(key) or name for key, name in plan.FIELDS)
     plan.refuse_missing(raw, domains, "--unseen")
     held_out = {"valid": 2, "test": 1}[on]
     return {

@@ -17,6 +17,7 @@ from recbole_gmc.settings import DataSettings, read
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
 DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
+FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))  # and their defaults
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
 
 
@@ -141,7 +142,6 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     keys.check_domains(domains)
     refuse_missing(Path(data.get("data_path") or "dataset"), domains)
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
-    names = ("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
     variants = ablations.chosen(own.get("ablations", ""), models)
     ablations.refuse_idle(variants, {**layer, **sections.for_model(in_files, ablations.MODEL), **given})
@@ -163,7 +163,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         dataset=dataset,
         domains=tuple(domains),
         data_path=Path(data.get("data_path") or "dataset"),
-        fields=tuple(data.get(key) or usual for key, usual in names),
+        fields=tuple(data.get(key) or usual for key, usual in FIELDS),
         core=tuple(_least(data.get(f"{kind}_inter_num_interval"), kind) for kind in ("user", "item")),
         topk=tuple(sorted(data.get("topk") or (5, 10))),
         output=output,
