@@ -67,14 +67,16 @@ from recbole_gmc.launch import objective_function, run, run_recbole, run_recbole
 from recbole_gmc.registry import register  # noqa: E402
 
 if TYPE_CHECKING:
-    from recbole_gmc.recommender import Recommender
+    import torch
+
+    from recbole_gmc.recommender import ListRecommender
 
 
-def load(folder: "str | Path") -> "Recommender":
+def load(folder: "str | Path", device: "torch.device | str" = "cpu") -> "ListRecommender":
     """The trained model of a run folder, ready to recommend; see ``recbole_gmc.loading.load``."""
     from recbole_gmc import loading
 
-    return loading.load(folder)
+    return loading.load(folder, device)
 
 
 __all__ = ["__version__", "load", "objective_function", "register", "run", "run_recbole", "run_recboles"]
