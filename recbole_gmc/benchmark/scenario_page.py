@@ -78,6 +78,6 @@ def _figure(found: Scenarios, domain: str, metric: str) -> go.Figure:
             **line(place),
         )
         figure.data[-1].marker.size = 9
-    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero", exponentformat="none")  # 0.0002, not 200µ
     name = short(metric).replace("N@", "NDCG@")
     return finished(figure.update_layout(title=domain, xaxis_title="million interactions", yaxis_title=name))
