@@ -73,6 +73,10 @@ def test_items_of_the_histories_can_be_left_out(tmp_path, caplog):
     (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
     assert compare.read_side(tmp_path / "Run", "test", tmp_path / "data").ranks.tolist() == [[-1]]
     assert "1 lists have fewer than 10 new items" in caplog.text
+    write_run(tmp_path / "Run-1", {"A": [0, 0]}, "topk.tsv")
+    (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
+    with pytest.raises(DataError, match="user 'u1' of A is not in"):
+        compare.read_side(tmp_path / "Run", "test", tmp_path / "data")
     with pytest.raises(DataError, match="no domain 'A'"):
         compare.read_side(tmp_path / "Run", "test", tmp_path)
 

@@ -122,6 +122,10 @@ def _read(path: Path, on: str, raw: Path | None) -> tuple[Targets, dict[tuple[st
         for domain, user, target, rank, *items in lines:
             targets[domain, user], ranks[domain, user] = target, int(rank)
             if histories is not None:
+                if (domain, user) not in histories:
+                    raise DataError(
+                        f"user {user!r} of {domain} is not in {raw}", "--unseen", "Name the data of the run"
+                    )
                 new = [item for item in items[::2] if item not in histories[domain, user]]
                 ranks[domain, user] = new.index(target) if target in new else -1
                 short += target not in new and len(new) < most

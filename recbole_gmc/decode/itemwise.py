@@ -71,6 +71,8 @@ class ItemwiseSearch:
         self._leaf = torch.empty_like(self.trie.items, dtype=torch.long)
         self._leaf[self.trie.items.long()] = torch.arange(len(self.trie), device=self._leaf.device)
         self._above = self._ancestors()
+        # per depth: the node above each item, and the items below each node
+        self._tree = [(above[self._leaf], torch.bincount(above)) for above in self._above]
 
     def _ancestors(self) -> list[Tensor]:
         """Per depth 1 to L: the node above each leaf, int64 [n], counted within its level; the last is the leaf."""
@@ -87,8 +89,7 @@ class ItemwiseSearch:
         if self._repeats is None:
             return Query(states)
         seen, nodes = Seen.of(history, length), []
-        for above in self._above:
-            node, leaves = above[self._leaf], torch.bincount(above)
+        for node, leaves in self._tree:
             row, place = seen.exhausted(node, leaves).nonzero(as_tuple=True)
             table = torch.zeros(len(history), len(leaves), dtype=torch.bool, device=leaves.device)
             nodes.append(table.index_put_((row, node[history[row, place]]), torch.ones_like(row, dtype=torch.bool)))

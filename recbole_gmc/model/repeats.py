@@ -27,11 +27,11 @@ class Repeats(nn.Module):
         self.bias = nn.Parameter(torch.zeros(domains, 2))
 
     def of_items(self, domain: int) -> Tensor:
-        """A number."""
+        """For the logit of an item in the dense head, []."""
         return SCALE * self.bias[domain, 0]
 
     def of_codes(self, domain: int) -> Tensor:
-        """A number."""
+        """For the logit of a code, []."""
         return SCALE * self.bias[domain, 1]
 
 
@@ -54,9 +54,6 @@ class Seen:
         same = history[:, :, None] == history[:, None, :]
         earlier = torch.ones(same.shape[1:], dtype=torch.bool, device=history.device).tril(-1)
         return cls(history, inside & ~(same & earlier).any(2))
-
-    def __len__(self) -> int:
-        return len(self.items)
 
     def select(self, rows: Tensor) -> Seen:
         return Seen(self.items[rows], self.counted[rows])
