@@ -22,10 +22,11 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import run_dir
 from recbole_gmc.settings import DecodeSettings, read
 from recbole_gmc.train import checkpoint, run_files
-from recbole_gmc.train.checkpoint import Checkpoint, Constant, Progress
+from recbole_gmc.train.checkpoint import Checkpoint, Constant
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stages import StageTrainer
+from recbole_gmc.train.state import Progress
 
 FACTS = "inputs.json"
 FEATURES = "inputs.safetensors"

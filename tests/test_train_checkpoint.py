@@ -26,8 +26,9 @@ from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import LoraSettings, T5Settings
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 from recbole_gmc.train import checkpoint
-from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import _plain
+from recbole_gmc.train.state import Progress
 
 NETWORK = T5Settings(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, d_kv=8)
 LORA = LoraSettings(rank=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.model.copies import DomainCopies, DomainWeights
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
+from recbole_gmc.train.state import Progress
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -33,14 +34,6 @@ ITEMS = "items.json"
 TEXT = "text.safetensors"  # rows in the order of the semantic IDs' items
 MIX = "mix.json"
 RETRY = "Take the checkpoint of another run, or train again"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands, enough to go on as if it had never stopped: JSON-able facts and tensors."""
-
-    facts: dict[str, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,33 +69,27 @@ def write(
     if standing(folder).is_dir():
         mend = "The last good checkpoint there is untouched: free some space, then go on with --resume"
     with telling_where(folder, mend):
-        _write(folder, config, weights, progress, parts, constants)
+        recover(folder)
+        with new_folder(folder) as work:
+            write_json(work / "config.json", dict(config))
+            parts(work)
+            save_tensors(work / "model.safetensors", weights)
+            write_json(work / "progress.json", progress.facts)
+            save_tensors(work / "progress.safetensors", progress.tensors)
+            linked = {name: _linked(folder, work, name, constant) for name, constant in constants.items()}
+            for name in (name for name, digest in linked.items() if digest is None):
+                save_tensors(work / name, constants[name].tensors())
+            _write_manifest(work, linked, constants)
 
 
-def _write(
-    folder: Path,
-    config: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    progress: Progress,
-    parts: Callable[[Path], None],
-    constants: Mapping[str, Constant],
-) -> None:
-    recover(folder)
-    with new_folder(folder) as work:
-        write_json(work / "config.json", dict(config))
-        parts(work)
-        save_tensors(work / "model.safetensors", weights)
-        write_json(work / "progress.json", progress.facts)
-        save_tensors(work / "progress.safetensors", progress.tensors)
-        linked = {name: _linked(folder, work, name, constant) for name, constant in constants.items()}
-        for name in (name for name, digest in linked.items() if digest is None):
-            save_tensors(work / name, constants[name].tensors())
-        names = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
-        files = {name: linked.get(name) or hash_file(path) for name, path in names.items()}
-        manifest: dict[str, Any] = {"format": FORMAT, "files": files}
-        if constants:
-            manifest["constants"] = {name: constant.fingerprint for name, constant in constants.items()}
-        write_json(work / MANIFEST, manifest)
+def _write_manifest(work: Path, linked: Mapping[str, str | None], constants: Mapping[str, Constant]) -> None:
+    """The hash of every file; ``linked`` holds those that are known already."""
+    names = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
+    files = {name: linked.get(name) or hash_file(path) for name, path in names.items()}
+    manifest: dict[str, Any] = {"format": FORMAT, "files": files}
+    if constants:
+        manifest["constants"] = {name: constant.fingerprint for name, constant in constants.items()}
+    write_json(work / MANIFEST, manifest)
 
 
 def _linked(folder: Path, work: Path, name: str, constant: Constant) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,9 +21,10 @@ from recbole_gmc.files import hash_of
 from recbole_gmc.places import run_dir
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.budget import Budget, BudgetReached
-from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
+from recbole_gmc.train.state import Progress, StageState
 
 
 class StageTrainer(RankingTrainer):
@@ -190,8 +190,10 @@ class StageTrainer(RankingTrainer):
             params=self._trained(), learning_rate=stage.learning_rate, weight_decay=stage.weight_decay
         )
         self.scheduler = LambdaLR(self.optimizer, stage.rate_at(rows))
-        if self._pending is not None and self._pending.facts["stage"] == stage.name:
-            self._put_stage(self._pending)
+        under_way = self._pending.stage if self._pending is not None else None
+        if under_way is not None and under_way.stage == stage.name:
+            state.put_random(self._pending.tensors, self.shuffle)
+            self._go_on(under_way)
             self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}")
         self._pending = None
 
@@ -254,48 +256,42 @@ class StageTrainer(RankingTrainer):
     def _write(self, next_epoch: int = 0) -> None:
         """The best weights so far as the model, the latest ones as the place to go on from."""
         self.record.cpu_seconds = self.budget.spent()
-        latest = self.snapshot() if self.stage is not None else {}
-        progress = self._progress(next_epoch, latest)
+        under_way = self._stage_state(next_epoch) if self.stage is not None else None
+        progress = Progress.of(self.record, self.shuffle, under_way)
         if self.best:
             self.restore(self.best)
         self._save(progress)
         if self.best:
-            self.restore(latest)
+            self.restore(under_way.latest)
 
-    def _progress(self, next_epoch: int, latest: Mapping[str, Tensor]) -> Progress:
-        """Where an epoch ended or, with no stage under way, where training stands between stages."""
-        facts: dict[str, Any] = {"record": self.record.facts(), "stage": None}
-        tensors = state.random_of(self.shuffle)
-        if self.stage is not None:
-            facts |= {
-                "stage": self.stage.name,
-                "next_epoch": next_epoch,
-                "cur_step": self.cur_step,
-                "best_valid_score": state.finite(self.best_valid_score),
-                "best_valid_result": self.best_valid_result,
-                "has_best": bool(self.best),
-                "optimiser_steps": self.scheduler.last_epoch,
-            }
-            tensors |= {**state.latest_of(latest), **state.optimiser_of(self.optimizer)}
-        return Progress(facts, tensors)
+    def _stage_state(self, next_epoch: int) -> StageState:
+        return StageState(
+            stage=self.stage.name,
+            next_epoch=next_epoch,
+            cur_step=self.cur_step,
+            best_valid_score=state.finite(self.best_valid_score),
+            best_valid_result=self.best_valid_result,
+            has_best=bool(self.best),
+            optimiser_steps=self.scheduler.last_epoch,
+            latest=self.snapshot(),
+            optimiser=state.optimiser_of(self.optimizer),
+        )
 
-    def _put_stage(self, progress: Progress) -> None:
-        """What ``_progress`` took of the stage that was under way; the loaded weights are its best."""
-        facts, tensors = progress.facts, progress.tensors
-        state.put_random(tensors, self.shuffle)
-        self.start_epoch, self.cur_step = facts["next_epoch"], facts["cur_step"]
-        self.best_valid_result = facts["best_valid_result"]
-        if facts["best_valid_score"] is not None:
-            self.best_valid_score = facts["best_valid_score"]
-        self.best = self.snapshot() if facts["has_best"] else {}
-        self.restore(state.part_of(tensors, "latest."))
-        state.put_optimiser(tensors, facts["optimiser_steps"], self.optimizer, self.scheduler)
+    def _go_on(self, found: StageState) -> None:
+        """What ``_stage_state`` took of the stage that was under way; the loaded weights are its best."""
+        self.start_epoch, self.cur_step = found.next_epoch, found.cur_step
+        self.best_valid_result = found.best_valid_result
+        if found.best_valid_score is not None:
+            self.best_valid_score = found.best_valid_score
+        self.best = self.snapshot() if found.has_best else {}
+        self.restore(found.latest)
+        state.put_optimiser(found.optimiser, found.optimiser_steps, self.optimizer, self.scheduler)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder."""
         checkpoint = Checkpoint(resume_file)
         self.saved_model_file = str(checkpoint.folder)
         self._pending = checkpoint.progress()
-        self.record = state.RunRecord.of(self._pending.facts["record"])
+        self.record = self._pending.record
         self._put(checkpoint)
         self.logger.info(f"Checkpoint loaded. Stages done: {', '.join(self.record.done) or 'none'}")

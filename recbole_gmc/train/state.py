@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -43,6 +43,67 @@ class RunRecord:
         return cls(**facts)
 
 
+@dataclass(frozen=True)
+class StageState:
+    """Where a stage stands between two of its epochs; the weights of the checkpoint are its best ones, if it has any.
+
+    Attributes:
+        stage: its name.
+        next_epoch: the first one that is not finished.
+        cur_step: RecBole's count of validations without a better score.
+        best_valid_score: ``None`` before the first validation, and without validation users.
+        has_best: whether a validation has chosen weights.
+        optimiser_steps: how many the optimiser took.
+        latest: the weights of the last step, which need not be the best ones.
+        optimiser: what the optimiser remembers of each parameter.
+    """
+
+    stage: str
+    next_epoch: int
+    cur_step: int
+    best_valid_score: float | None
+    best_valid_result: dict[str, float] | None
+    has_best: bool
+    optimiser_steps: int
+    latest: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+
+
+TENSORS = ("latest", "optimiser")  # of a stage's state
+FACTS = tuple(item.name for item in fields(StageState) if item.name not in TENSORS)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, as a checkpoint keeps it: JSON-able facts and tensors."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: RunRecord, shuffle: torch.Generator, stage: StageState | None) -> Progress:
+        """``stage`` is the one under way, ``None`` between two."""
+        facts: dict[str, Any] = {"record": record.facts(), "stage": None}
+        tensors = random_of(shuffle)
+        if stage is not None:
+            facts |= {name: getattr(stage, name) for name in FACTS}
+            parts = {part: getattr(stage, part) for part in TENSORS}
+            tensors |= {f"{part}.{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
+        return cls(facts, tensors)
+
+    @property
+    def record(self) -> RunRecord:
+        return RunRecord.of(self.facts["record"])
+
+    @property
+    def stage(self) -> StageState | None:
+        """The stage that was under way."""
+        if self.facts["stage"] is None:
+            return None
+        parts = {part: _under(self.tensors, f"{part}.") for part in TENSORS}
+        return StageState(**{name: self.facts[name] for name in FACTS}, **parts)
+
+
 def random_of(shuffle: torch.Generator) -> dict[str, Tensor]:
     """The random states that training draws from: of shuffling, and torch's own, which dropout takes."""
     tensors = {"random.torch": torch.get_rng_state(), "random.shuffle": shuffle.get_state()}
@@ -60,19 +121,15 @@ def put_random(tensors: Mapping[str, Tensor], shuffle: torch.Generator) -> None:
 
 
 def optimiser_of(optimiser: Optimizer) -> dict[str, Tensor]:
-    """What the optimiser remembers of each parameter."""
+    """What the optimiser remembers of each parameter: ``<position>.<name>`` -> tensor."""
     states = optimiser.state_dict()["state"]
-    return {
-        f"optimiser.{index}.{name}": torch.as_tensor(value)
-        for index, state in states.items()
-        for name, value in state.items()
-    }
+    return {f"{index}.{name}": torch.as_tensor(value) for index, own in states.items() for name, value in own.items()}
 
 
 def put_optimiser(tensors: Mapping[str, Tensor], steps: int, optimiser: Optimizer, scheduler: LambdaLR) -> None:
     """The optimiser goes on after so many steps, at the learning rate that belongs there."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in part_of(tensors, "optimiser.").items():
+    for name, tensor in tensors.items():
         index, what = name.split(".", 1)
         state.setdefault(int(index), {})[what] = tensor
     groups = optimiser.state_dict()["param_groups"]
@@ -83,16 +140,10 @@ def put_optimiser(tensors: Mapping[str, Tensor], steps: int, optimiser: Optimize
         group["lr"] = rate
 
 
-def latest_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the last step, which need not be the best ones."""
-    return {f"latest.{name}": tensor for name, tensor in weights.items()}
-
-
-def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def finite(score: float) -> float | None:
     """A score for JSON: without validation users there is none, and RecBole's is infinite then."""
     return score if math.isfinite(score) else None
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -20,12 +20,13 @@ from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.places import cache_dir, run_dir
 from recbole_gmc.settings import LoraSettings, SharingSettings, read
 from recbole_gmc.train import checkpoint, estimate, run_files, unified_cache
-from recbole_gmc.train.checkpoint import Checkpoint, Progress
+from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.prepare import Prepared, refuse_unfit, semantic_ids
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.stages import StageTrainer
+from recbole_gmc.train.state import Progress
 from recbole_gmc.train.unified_cache import Unified
 
 
