@@ -6,14 +6,20 @@ from logging import getLogger
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from recbole.config import Config
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
-from recbole_gmc.data.atomic import AtomicFile, read_atomic
+from recbole_gmc.data.interactions import (
+    Columns,
+    read_interactions,
+    taken_apart,
+    united,
+    warn_of_rounding,
+    with_text,
+)
 from recbole_gmc.data.text import (
     DomainText,
     ItemTexts,
@@ -29,7 +35,6 @@ from recbole_gmc.settings import DataSettings, read
 
 logger = getLogger("recbole_gmc.data")
 
-JOINT = "/"  # never part of a domain's name, so <domain>/<token> can be taken apart again
 LEAVE_ONE_OUT = {"LS": "valid_and_test"}
 FILTERS = "user_inter_num_interval, item_inter_num_interval and val_interval"
 
@@ -75,52 +80,34 @@ class GMCDataset(SequentialDataset):
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         self.user_feat = self.item_feat = None
-        root = Path(dataset_path).parent
+        root, separator = Path(dataset_path).parent, self.config["field_separator"]
         fields = fields_of(self._data_settings.text_fields, self.domains)
+        columns = Columns(self.uid_field, self.iid_field, self.time_field, self._filter_fields())
         self._tables: dict[str, DomainText] = {}
-        frames = []
+        frames = {}
         for domain in self.domains:
-            frame = self._load_domain(root / domain, domain)
+            folder = root / domain
+            frame = read_interactions(folder / f"{domain}.inter", columns, separator)
+            warn_of_rounding(frame, domain, columns)
             self._tables[domain] = read_domain_text(
-                root / domain / f"{domain}.item",
+                folder / f"{domain}.item",
                 domain,
                 fields[domain],
                 item_field=self.iid_field,
-                separator=self.config["field_separator"],
+                separator=separator,
             )
             if self._data_settings.missing_text == "drop":
-                frame = self._with_text(frame, domain)
-            if len(self.domains) > 1:
-                for field in (self.uid_field, self.iid_field):
-                    frame[field] = pd.Series([f"{domain}{JOINT}{t}" for t in frame[field]], frame.index, dtype=object)
-            frames.append(frame)
-        self.inter_feat = pd.concat(frames, ignore_index=True)
-        self._domain_of_line = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+                frame = with_text(frame, self._tables[domain], columns)
+            frames[domain] = frame
+        self.inter_feat = united(frames, columns)
+        self._domain_of_line = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames.values()])
         self._declare_fields()
 
-    def _load_domain(self, folder: Path, domain: str) -> pd.DataFrame:
-        file = read_atomic(folder / f"{domain}.inter", self.config["field_separator"])
-        columns = {
-            self.uid_field: pd.Series(file.tokens(self.uid_field), dtype=object),
-            self.iid_field: pd.Series(file.tokens(self.iid_field), dtype=object),
-            self.time_field: file.numbers(self.time_field),
-        }
-        for field in self._filter_fields():
-            columns[field] = self._filter_column(file, field)
-        frame = pd.DataFrame(columns)
-        self._warn_of_rounding(frame, domain)
-        return frame
-
-    def _filter_fields(self) -> list[str]:
-        """Columns that only ``val_interval`` needs (a rating, say): loaded for the filter, dropped after it."""
-        return [field for field in self.config["val_interval"] or () if field not in self._kept_fields()]
-
-    def _kept_fields(self) -> tuple[str, str, str]:
-        return self.uid_field, self.iid_field, self.time_field
-
-    def _filter_column(self, file: AtomicFile, field: str) -> np.ndarray | pd.Series:
-        kind = "float" if isinstance(self.config["val_interval"][field], str) else "token"
-        return file.numbers(field) if kind == "float" else pd.Series(file.column(field, kind), dtype=object)
+    def _filter_fields(self) -> dict[str, str]:
+        """Columns that only ``val_interval`` needs (a rating, say), and their types: dropped after the filter."""
+        kept = (self.uid_field, self.iid_field, self.time_field)
+        wanted = self.config["val_interval"] or {}
+        return {name: "float" if isinstance(wanted[name], str) else "token" for name in wanted if name not in kept}
 
     def _declare_fields(self) -> None:
         sources = {self.uid_field: FeatureSource.USER_ID, self.iid_field: FeatureSource.ITEM_ID}
@@ -129,27 +116,6 @@ class GMCDataset(SequentialDataset):
             self.set_field_property(field, kind, sources.get(field, FeatureSource.INTERACTION), 1)
             if kind == FeatureType.FLOAT:
                 self.field2bucketnum[field] = 2
-
-    def _with_text(self, frame: pd.DataFrame, domain: str) -> pd.DataFrame:
-        missing = set(self._tables[domain].missing(frame[self.iid_field].unique().tolist()))
-        kept = frame[~frame[self.iid_field].isin(missing)].reset_index(drop=True)
-        if missing:
-            lost = len(frame) - len(kept)
-            logger.warning(
-                f"{domain}: missing_text is drop: {len(missing)} items without text and {lost} interactions go"
-            )
-        return kept
-
-    def _warn_of_rounding(self, frame: pd.DataFrame, domain: str) -> None:
-        """RecBole sorts by float32 times: Unix seconds apart by less than a minute or two become ties there."""
-        time = frame[self.time_field].to_numpy()
-        user = pd.factorize(frame[self.uid_field])[0]
-        exact, rounded = np.lexsort((time, user)), np.lexsort((time.astype(np.float32), user))
-        if count := len(np.unique(user[exact[exact != rounded]])):
-            logger.warning(
-                f"{domain}: {count} users have times that are equal in RecBole's single precision, and file order "
-                f"breaks such ties; sort {domain}.inter by {self.time_field} to keep the exact order"
-            )
 
     # ------------------------------------------------------------------ filtering
 
@@ -172,8 +138,8 @@ class GMCDataset(SequentialDataset):
     # ------------------------------------------------------------------ catalogue
 
     def _index_catalogue(self) -> None:
-        self.user_domains, self._user_tokens = self._take_apart(self.uid_field)
-        item_domains, tokens = self._take_apart(self.iid_field)
+        self.user_domains, self._user_tokens = taken_apart(self.field2id_token[self.uid_field].tolist(), self.domains)
+        item_domains, tokens = taken_apart(self.field2id_token[self.iid_field].tolist(), self.domains)
         by_domain = {d: tokens[item_domains == t].tolist() for t, d in enumerate(self.domains)}
         self.items = ItemIndex.of(by_domain)
         rows = [
@@ -181,16 +147,6 @@ class GMCDataset(SequentialDataset):
         ]
         self.item_rows = np.array([-1, *rows], np.int64)
         self.item_ids = np.argsort(self.item_rows)[1:]
-
-    def _take_apart(self, field: str) -> tuple[np.ndarray, np.ndarray]:
-        """Domain int64 [num] (-1 for padding) and original token [num] of RecBole's ids."""
-        tokens = self.field2id_token[field].tolist()
-        if len(self.domains) == 1:
-            return np.array([-1, *[0] * (len(tokens) - 1)], np.int64), np.array(tokens, dtype=object)
-        position = {domain: t for t, domain in enumerate(self.domains)}
-        parts = [token.split(JOINT, 1) for token in tokens[1:]]
-        domains = np.array([-1, *(position[domain] for domain, _ in parts)], np.int64)
-        return domains, np.array([tokens[0], *(token for _, token in parts)], dtype=object)
 
     def original_user_token(self, user_ids: np.ndarray | torch.Tensor | int) -> np.ndarray:
         """The users' tokens as their own domain's file has them."""
