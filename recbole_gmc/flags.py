@@ -1,8 +1,10 @@
-"""Flags of the command line as a dict of texts."""
+"""Flags of the command line as a dict of texts, and hidden from RecBole where they were read."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from recbole_gmc import keys
 from recbole_gmc.errors import SettingError
@@ -37,3 +39,14 @@ def flags_of(arguments: Sequence[str], own: Collection[str] = ()) -> dict[str, s
         if flags.setdefault(key, value) != value:
             raise SettingError(f"given twice, as {flags[key]!r} and {value!r}", where=f"--{key}", mend="Give it once")
     return flags
+
+
+@contextmanager
+def only_program_name() -> Iterator[None]:
+    """Hides the command line from RecBole's Config: its flags are in ``config_dict`` already, parsed and checked."""
+    arguments = sys.argv
+    sys.argv = arguments[:1]
+    try:
+        yield
+    finally:
+        sys.argv = arguments

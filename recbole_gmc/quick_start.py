@@ -14,9 +14,11 @@ from texttable import Texttable
 from recbole_gmc import launch, lookup, quick, values
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.evaluate import dense_lists, domain_run, per_user
+from recbole_gmc.evaluate import dense_lists, per_user
 from recbole_gmc.evaluate.popularity import popular
 from recbole_gmc.evaluate.topk import TopKTable
+from recbole_gmc.flags import only_program_name
+from recbole_gmc.running import domain_run
 
 FILE = "properties/quick_start.yaml"
 SASREC = "properties/quick_start_sasrec.yaml"
@@ -37,7 +39,7 @@ def quick_start(flags: Mapping[str, Any]) -> dict[str, TopKTable]:
     model, dataset = settings.pop("model"), settings.pop("dataset")
     folder = quick.run_folder(settings, model, dataset)
     settings["run_dir"] = str(folder)
-    with quick.only_program_name():
+    with only_program_name():
         launch.run_recbole(model, dataset, None, dict(settings))
         config = Config(model, dataset, None, dict(settings))
     data = GMCDataset(config)

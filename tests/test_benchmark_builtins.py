@@ -13,6 +13,7 @@ from run_help import tiny, write_planted
 import recbole_gmc
 from recbole_gmc import hooks, lookup, quick, registry, sections
 from recbole_gmc.errors import SettingError
+from recbole_gmc.running import planning
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.values import read_yaml
 
@@ -48,7 +49,7 @@ def small(root: Path, **more) -> dict:
 
 
 def dataset_of(root: Path, **more):
-    settings = {**quick.base_protocol(), **sections.of(read_yaml(root / "Shop.yaml"), "FDSA"), **small(root, **more)}
+    settings = {**planning.base_protocol(), **sections.of(read_yaml(root / "Shop.yaml"), "FDSA"), **small(root, **more)}
     return create_dataset(Config("FDSA", "Shop", [], {**settings, "train_neg_sample_args": None}))
 
 
@@ -147,7 +148,7 @@ def test_packaged_files_say_what_their_models_need():
         assert set(fdsa["selected_features"]) <= set(fdsa["load_col"]["item"])
         assert s3rec["item_attribute"] in s3rec["load_col"]["item"]
     for model in ("SASRec", "BERT4Rec", "HGN", "GRU4Rec", "FDSA", "S3Rec"):
-        settings = quick.protocol_of(model)
+        settings = planning.protocol_of(model)
         same = [settings[name] for name in ("loss_type", "stopping_step", "eval_step", "epochs", "train_batch_size")]
         assert same == ["CE", 8, 1, 300, 2048] and "valid_metric" not in settings
 

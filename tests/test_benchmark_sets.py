@@ -17,7 +17,7 @@ from test_benchmark import CANDIDATES, TARGETS, data, write_cell  # noqa: F401
 from recbole_gmc import cli, quick
 from recbole_gmc.benchmark import board, command, run, scenario_page, scenarios
 from recbole_gmc.errors import DataError, SettingError
-from recbole_gmc.evaluate import finished, single
+from recbole_gmc.running import each_domain, finished, single
 
 SIZES = {"A": 18, "B": 6}  # interactions of the two domains
 
@@ -154,9 +154,9 @@ def test_what_is_taken_over_is_what_would_be_trained(tmp_path, monkeypatch, mode
     first, _ = start("first", ["Big"])
     whole, wanted = start("whole", ["Big", "Small"])
     trained = []
-    for place, name in ((single, "run_domain"), (quick, "_run_ours")):
+    for place, name in ((single, "run_domain"), (each_domain, "run_ours")):
         inner = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *args, _inner=inner: trained.append(args[1]) or _inner(*args))
+        monkeypatch.setattr(place, name, lambda *args, _inner=inner: trained.append(args[0].domain) or _inner(*args))
     folder, found = start("found", ["Big", "Small"], finished_domains={"Big": str(first)})
     assert trained == ["Small"] and found["runs"]["Big"]["taken_from"] == str(first)
     for name in ("topk.tsv", "valid_topk.tsv"):

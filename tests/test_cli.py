@@ -14,6 +14,7 @@ from recbole_gmc import cli, lookup, quick, quick_start, registry, values
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import read_json
 from recbole_gmc.flags import flags_of
+from recbole_gmc.running import planning
 
 RUN = ["--data_path=data", "--show_progress=False", "--topk=3", "--valid_metric=NDCG@3"]
 
@@ -233,9 +234,9 @@ def test_the_command_line_goes_through_to_recbole(alone):
 
 def test_protocols_are_those_of_the_benchmark():
     for model in ("SASRec", "Pop"):
-        settings = {**quick.base_protocol(), **quick.protocol_of(model)}
+        settings = {**planning.base_protocol(), **planning.protocol_of(model)}
         assert settings["eval_args"]["split"] == {"LS": "valid_and_test"} and settings["topk"] == [5, 10]
-    assert quick.protocol_of("BPR") == {}, "the protocol of all models is enough"
+    assert planning.protocol_of("BPR") == {}, "the protocol of all models is enough"
     assert lookup.packaged("properties/../setup.cfg") is None and lookup.packaged("properties/benchmark") is None
 
 

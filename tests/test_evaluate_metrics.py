@@ -19,11 +19,13 @@ from sklearn.metrics import ndcg_score
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import SettingError
-from recbole_gmc.evaluate import dense_lists, domain_run, per_user, results, single
+from recbole_gmc.evaluate import dense_lists, per_user, results
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.popularity import popular
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.running import domain_run, single
+from recbole_gmc.running.planning import DomainPlan
 
 METRICS = ["Recall", "NDCG", "MRR", "Hit", "Precision"]
 
@@ -177,7 +179,7 @@ def test_lists_are_as_long_as_the_largest_k(domain, tmp_path):
     settings |= {"load_col": {"inter": ["user_id", "item_id", "timestamp"]}}
     settings |= {"data_path": str(domain), "run_dir": str(tmp_path), "checkpoint_dir": str(tmp_path), "epochs": 1}
     settings |= {"train_neg_sample_args": None, "valid_metric": "MRR@10", "hidden_size": 16, "show_progress": False}
-    run = single.run_domain("SASRec", "A", [], settings)
+    run = single.run_domain(DomainPlan("SASRec", "A", settings))
     assert run.table.ranked.shape[1] == 30
     assert run.result["recall@30"] == (run.table.rank >= 0).mean() > run.result["recall@20"]
 

@@ -14,6 +14,7 @@ from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate import split
 from recbole_gmc.files import read_json
+from recbole_gmc.running import planning
 
 GIVEN = {"data_path": "data", "domains": ["A", "B"], "show_progress": False, "epochs": 1, "embedding_size": 4}
 
@@ -43,7 +44,7 @@ def ours(domain):
 @pytest.mark.parametrize("model", ["BPR", "Pop", "SASRec"])
 def test_splits_equal_those_of_gmc(alone, model, caplog):
     _, valid, test = ours("A")
-    settings = {**quick.base_protocol(), "data_path": "data", "loss_type": "BPR"}
+    settings = {**planning.base_protocol(), "data_path": "data", "loss_type": "BPR"}
     config = Config(model, "A", config_dict=settings)
     dataset = create_dataset(config)
     count = dataset.inter_feat.groupby(dataset.uid_field).size()
@@ -78,7 +79,7 @@ def test_items_of_the_history_stay_candidates(alone):
 def test_popularity_counts_interactions(alone):
     """RecBole's Pop alone counts an item once a batch, and sampled negatives, too."""
     run = quick.run("Pop", "A", [], {"data_path": "data", "show_progress": False})["A"]
-    config = Config("BPR", "A", config_dict={**quick.base_protocol(), "data_path": "data"})
+    config = Config("BPR", "A", config_dict={**planning.base_protocol(), "data_path": "data"})
     dataset = create_dataset(config)
     counts = Counter(item for _, item in held_out(dataset, split.hold_out(dataset, "A").build()[0]))
     names = run.table.items.tokens["A"]

@@ -11,6 +11,7 @@ from run_help import tiny, write_planted
 
 from recbole_gmc import cli, quick
 from recbole_gmc.files import read_json
+from recbole_gmc.running import planning
 from recbole_gmc.tune import command
 from recbole_gmc.tune.trial import id_of, run_trial
 
@@ -117,8 +118,7 @@ def test_a_model_of_recbole_is_tuned_over_its_domains(root):
 
 
 def test_validations_of_adapters_are_not_reported(root):
-    with quick.only_program_name():
-        plan = quick.plan("GMC", "tiny", ["tiny.yaml"], {"epochs": 3, "eval_step": 1, "lora_epochs": 2})
+    plan = planning.plan("GMC", "tiny", ["tiny.yaml"], {"epochs": 3, "eval_step": 1, "lora_epochs": 2})
     told = []
     trial = run_trial(plan, {"lora_r": 2}, root / "trials", lambda epoch, score: told.append((epoch, score)))
     assert [epoch for epoch, _ in told] == [0, 1, 2]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import hooks, keys, lookup, quick, registry, sections, values
+from recbole_gmc import hooks, keys, lookup, registry, sections, values
 from recbole_gmc.benchmark import ablations
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.files import hash_of, safe_name
 from recbole_gmc.flags import flags_of
+from recbole_gmc.running import planning
 from recbole_gmc.settings import DataSettings, read
 
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
@@ -152,7 +153,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         refuse_unlike(model, mine, data)
         flagged = [f"--{key}={value}" for key, value in flags.items() if key not in ("seed", *changed)]
         flagged += [f"--{key}={value}" for key, value in changed.items()]
-        for seed in _seeds(own.get("seeds", "1"), common.get("seed", quick.SEED)):
+        for seed in _seeds(own.get("seeds", "1"), common.get("seed", planning.SEED)):
             folder = output / f"{model}-{f'{variant.name}-' if variant else ''}{seed}"
             command = (f"--model={model}", *shared, *flagged, f"--seed={seed}", f"--run_dir={folder}")
             signature = hash_of([model, seed, dataset, list(domains), {**mine, "seed": seed}])

@@ -18,11 +18,12 @@ from time import perf_counter
 from typing import IO, Any
 
 import recbole_gmc
-from recbole_gmc import keys, quick
+from recbole_gmc import keys
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import hash_file, read_json, write_json
 from recbole_gmc.flags import flags_of
+from recbole_gmc.running import planning
 
 DONE, FAILED, WAITING = "done", "failed", "waiting"
 
@@ -68,9 +69,7 @@ def refuse_bad(benchmark: Benchmark) -> None:
         flags = flags_of(cell.arguments)
         model, dataset, files = flags.pop("model"), flags.pop("dataset"), flags.pop("config_files", "").split()
         try:
-            with quick.only_program_name():
-                found = quick.plan(model, dataset, files, flags)
-            quick.refuse_bad(found, cell.folder)
+            planning.plan(model, dataset, files, flags).refuse_bad(cell.folder)
         except SettingError as error:
             raise SettingError(f"{error.what} (for {cell.row})", error.where, error.mend) from error
 

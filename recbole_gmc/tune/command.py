@@ -16,6 +16,7 @@ from recbole_gmc import keys, quick
 from recbole_gmc.errors import CheckpointError, RunError, SettingError
 from recbole_gmc.files import read_json, safe_name, write_json
 from recbole_gmc.flags import flags_of
+from recbole_gmc.running import planning
 from recbole_gmc.tune import outcome, ray_search, search
 from recbole_gmc.tune.ray_search import RayOptions
 from recbole_gmc.tune.search import SearchOptions
@@ -63,7 +64,7 @@ run of the best settings.
 class Request:
     """What the command line asks for."""
 
-    plan: quick.Plan
+    plan: planning.Plan
     space: Space
     tool: str
     options: SearchOptions
@@ -90,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
         trials = ray_search.search(request.plan, request.space, request.options, request.ray, folder)
     else:
         trials = search.Search(request.plan, request.space, request.options, folder / "trials").trials()
-    metric = str(quick.merged(request.plan).get("valid_metric") or "NDCG@10")
+    metric = str(request.plan.merged().get("valid_metric") or "NDCG@10")
     outcome.write(folder, trials, metric, f"recbole-gmc tune {' '.join(arguments)}")
     print(outcome.draw(trials, metric))
     best = outcome.best_of(trials)
@@ -117,12 +118,11 @@ def parse(arguments: Sequence[str]) -> Request:
         raise SettingError(error.what, where, error.mend) from None
     model, dataset = flags.pop("model", None), flags.pop("dataset", None)
     files = tuple(flags.pop("config_files", "").split())
-    with quick.only_program_name():
-        plan = quick.plan(model, dataset, files, flags)
+    plan = planning.plan(model, dataset, files, flags)
     tool = _one_of(own.get("tool", "hyperopt"), TOOLS, "--tool")
     algo = _one_of(own.get("algo") or ("random" if space.size is None else "exhaustive"), ALGORITHMS, "--algo")
     _refuse_unfit(tool, algo, space, own)
-    seed = quick.merged(plan).get("seed", quick.SEED)
+    seed = plan.merged().get("seed", planning.SEED)
     options = SearchOptions(algo, _count(own, "max_evals"), _count(own, "early_stop"), int(seed))
     usual = RayOptions()
     ray = RayOptions(
@@ -185,9 +185,8 @@ def refuse_bad_points(request: Request) -> None:
     for point in request.space.corners():
         ((name, value),) = point.items()
         try:
-            with quick.only_program_name():
-                again = quick.plan(plan.model, plan.dataset, request.files, {**request.given, **point})
-            quick.refuse_bad(again, request.folder)
+            again = planning.plan(plan.model, plan.dataset, request.files, {**request.given, **point})
+            again.refuse_bad(request.folder)
         except SettingError as error:
             raise SettingError(f"{value!r} is in the search space, but: {error}", name) from error
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import recbole_gmc
 from recbole_gmc.errors import DependencyError, RunError
-from recbole_gmc.quick import Plan
+from recbole_gmc.running.planning import Plan
 from recbole_gmc.tune.search import SearchOptions
 from recbole_gmc.tune.space import Space
 from recbole_gmc.tune.trial import Trial, id_of, run_trial

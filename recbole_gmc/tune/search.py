@@ -13,7 +13,7 @@ from typing import Any
 from recbole.trainer import HyperTuning
 
 from recbole_gmc.errors import DependencyError
-from recbole_gmc.quick import Plan
+from recbole_gmc.running.planning import Plan
 from recbole_gmc.tune.space import Space
 from recbole_gmc.tune.trial import Trial, run_trial
 

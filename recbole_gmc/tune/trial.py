@@ -9,9 +9,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from recbole_gmc import logs, quick
+from recbole_gmc import logs
 from recbole_gmc.errors import CheckpointError, RunError
 from recbole_gmc.files import hash_of, read_json, write_json
+from recbole_gmc.flags import only_program_name
+from recbole_gmc.running.planning import DomainPlan, Plan
 
 FILE = "trial.json"
 Report = Callable[[int, float], None]  # epoch, validation score
@@ -64,7 +66,7 @@ def id_of(settings: Mapping[str, Any]) -> str:
     return hash_of(dict(settings))[:12]
 
 
-def run_trial(plan: quick.Plan, settings: Mapping[str, Any], trials: Path, report: Report | None = None) -> Trial:
+def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Report | None = None) -> Trial:
     """Runs one trial in a folder of its own, or reads it there if it was finished before.
 
     A trial that was interrupted goes on from its checkpoint where its model leaves one, else from its beginning.
@@ -83,7 +85,7 @@ def run_trial(plan: quick.Plan, settings: Mapping[str, Any], trials: Path, repor
     started = perf_counter()
     trial = Trial(name, dict(settings), "done")
     try:
-        with quick.only_program_name(), logs.tables_later():
+        with only_program_name(), logs.tables_later():
             found = _fit(plan.having(**settings), folder, report)
         trial = replace(trial, **found)
     except RunError as error:  # a loss that is not finite, a full disk: the search goes on without this point
@@ -94,18 +96,18 @@ def run_trial(plan: quick.Plan, settings: Mapping[str, Any], trials: Path, repor
     return trial
 
 
-def _fit(plan: quick.Plan, folder: Path, report: Report | None) -> dict[str, Any]:
+def _fit(plan: Plan, folder: Path, report: Report | None) -> dict[str, Any]:
     if plan.whole:
         found = _fit_whole(plan.model, plan.dataset, plan.files, {**plan.settings, "run_dir": str(folder)}, report)
         return {name: value for name, value in found.items() if name != "users"}
     parts: dict[str, dict[str, Any]] = {}
     for domain in plan.domains:
         alone = report if len(plan.domains) == 1 else None  # scores of one domain are not those of all
-        own, shortened = quick.of_domain(plan, domain, folder)
+        own = plan.of_domain(domain, folder)
         if plan.ours:
-            parts[domain] = _fit_whole(plan.model, domain, (), own, alone)
+            parts[domain] = _fit_whole(plan.model, domain, (), dict(own.settings), alone)
         else:
-            parts[domain] = _fit_single(plan.model, domain, own, shortened, alone)
+            parts[domain] = _fit_single(own, alone)
     users = {domain: part.pop("users") for domain, part in parts.items()}
     return {
         "score": sum(users[domain] * part["score"] for domain, part in parts.items()) / sum(users.values()),
@@ -155,11 +157,9 @@ def _go_on(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _fit_single(
-    model: str, domain: str, settings: dict[str, Any], shortened: int | None, report: Report | None
-) -> dict[str, Any]:
-    from recbole_gmc.evaluate import single
+def _fit_single(plan: DomainPlan, report: Report | None) -> dict[str, Any]:
+    from recbole_gmc.running import single
 
-    fitted = single.fit_domain(model, domain, [], settings, shortened, report)
+    fitted = single.fit_domain(plan, report)
     epochs = len(fitted.trainer.train_loss_dict)
     return {"score": float(fitted.score), "valid": dict(fitted.valid), "epochs": epochs, "users": fitted.users}

@@ -14,11 +14,12 @@ from recbole.data import create_dataset
 from recbole.utils import init_logger
 
 from recbole_gmc.errors import SettingError
-from recbole_gmc.evaluate.domain_run import DomainRun, read_run
 from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
 from recbole_gmc.files import read_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.keys import FINISHED
+from recbole_gmc.running.domain_run import DomainRun, read_run
+from recbole_gmc.running.planning import DomainPlan
 
 
 def folders(settings: Mapping[str, Any]) -> dict[str, Path]:
@@ -42,13 +43,14 @@ def of_ours(folder: Path, domain: str) -> DomainRun:
     return _told(read_run(inside if inside.is_dir() else folder, domain), folder)
 
 
-def of_recboles(folder: Path, model: str, domain: str, settings: Mapping[str, Any]) -> DomainRun:
+def of_recboles(folder: Path, plan: DomainPlan) -> DomainRun:
     """Of one of RecBole's models, from the files of all its domains.
 
     Args:
-        settings: of the domain's run. Its data are read for the names of the items that are in no list.
+        plan: the run that is not needed. Its data are read for the names of the items that are in no list.
     """
-    config = Config(model, domain, [], dict(settings))
+    domain = plan.domain
+    config = Config(plan.model, domain, [], dict(plan.settings))
     init_logger(config)
     dataset = create_dataset(config)
     items = ItemIndex.of({domain: dataset.field2id_token[dataset.iid_field][1:].tolist()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -19,9 +19,10 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 from recbole_gmc.data.rows import last_of_each
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.dense_lists import WIDTH, ShortLists, lists_of
-from recbole_gmc.evaluate.domain_run import DomainRun
-from recbole_gmc.evaluate.refusals import refusing
 from recbole_gmc.evaluate.split import hold_out
+from recbole_gmc.running.domain_run import DomainRun
+from recbole_gmc.running.planning import DomainPlan
+from recbole_gmc.running.refusals import refusing
 from recbole_gmc.train.budget import Budget, BudgetReached
 
 PRETRAINED = ("S3Rec",)  # models of RecBole whose training has two stages
@@ -49,42 +50,28 @@ class FittedDomain:
     limited: bool = False
 
 
-def run_domain(
-    model: str,
-    domain: str,
-    config_file_list: Sequence[str],
-    config_dict: Mapping[str, Any],
-    max_prefixes: int | None = None,
-    budget: Budget | None = None,
-) -> DomainRun:
+def run_domain(plan: DomainPlan, budget: Budget | None = None) -> DomainRun:
     """Trains and tests by RecBole's own steps; ``max_prefixes`` keeps only the last training rows of each user."""
-    return test_domain(fit_domain(model, domain, config_file_list, config_dict, max_prefixes, budget=budget))
+    return test_domain(fit_domain(plan, budget=budget))
 
 
 def fit_domain(
-    model: str,
-    domain: str,
-    config_file_list: Sequence[str],
-    config_dict: Mapping[str, Any],
-    max_prefixes: int | None = None,
-    callback: Callable[[int, float], None] | None = None,
-    budget: Budget | None = None,
+    plan: DomainPlan, callback: Callable[[int, float], None] | None = None, budget: Budget | None = None
 ) -> FittedDomain:
     """Trains; ``callback`` is RecBole's, told of every epoch's validation score.
 
     A model with a stage of pre-training (S3Rec) has it first, unless ``pre_model_path`` names what it would make.
     """
     budget, first = budget or Budget(None), None
-    if model in PRETRAINED:
-        if not config_dict.get("pre_model_path"):
-            first = _pretrain(model, domain, config_file_list, config_dict, max_prefixes, budget)
-            config_dict = {**config_dict, "pre_model_path": str(first.file)}
-        config_dict = {**config_dict, "train_stage": "finetune"}
-    config, loaders, network, trainer = _prepared(model, domain, config_file_list, config_dict, max_prefixes)
-    train, valid, test = loaders
+    if plan.model in PRETRAINED:
+        if not plan.settings.get("pre_model_path"):
+            first = _pretrain(plan, budget)
+            plan = plan.having(pre_model_path=str(first.file))
+        plan = plan.having(train_stage="finetune")
+    config, (train, valid, test), network, trainer = _prepared(plan)
     items = test._dataset.item_num - 1
     if items < max(config["topk"]):
-        getLogger().warning(f"{domain} has {items} items: lists end before {max(config['topk'])}")
+        getLogger().warning(f"{plan.domain} has {items} items: lists end before {max(config['topk'])}")
         trainer.eval_collector = ShortLists(config)
     budget.bind(trainer)
     started = perf_counter()
@@ -97,28 +84,23 @@ def fit_domain(
     score, best = trainer.best_valid_score, trainer.best_valid_result or {}
     rows = len(valid._dataset)
     return FittedDomain(
-        config, network, trainer, valid, test, domain, score, best, rows, seconds, first, budget.reached
+        config, network, trainer, valid, test, plan.domain, score, best, rows, seconds, first, budget.reached
     )
 
 
-def _prepared(
-    model: str,
-    domain: str,
-    config_file_list: Sequence[str],
-    config_dict: Mapping[str, Any],
-    max_prefixes: int | None,
-) -> tuple[Config, tuple[Any, Any, Any], torch.nn.Module, Any]:
+def _prepared(plan: DomainPlan) -> tuple[Config, tuple[Any, Any, Any], torch.nn.Module, Any]:
     """All that RecBole makes before it trains: Config, loaders of the three parts, network, trainer."""
+    model, domain = plan.model, plan.domain
     with refusing(f"settings of {model}"):
-        config = Config(model, domain, list(config_file_list), dict(config_dict))
+        config = Config(model, domain, [], dict(plan.settings))
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(f"{model} on {domain}")
     with refusing(f"data of {domain}"):
         dataset = hold_out(create_dataset(config), domain)
         train, valid, test = data_preparation(config, dataset)
-    if max_prefixes:
-        train = _shortened(config, train, max_prefixes)
+    if plan.max_prefixes:
+        train = _shortened(config, train, plan.max_prefixes)
     init_seed(config["seed"], config["reproducibility"])
     with refusing(model):
         network = get_model(model)(config, train._dataset).to(config["device"])
@@ -135,33 +117,26 @@ class Pretrained:
     seconds: float
 
 
-def _pretrain(
-    model: str,
-    domain: str,
-    config_file_list: Sequence[str],
-    config_dict: Mapping[str, Any],
-    max_prefixes: int | None,
-    budget: Budget,
-) -> Pretrained:
+def _pretrain(plan: DomainPlan, budget: Budget) -> Pretrained:
     """The first stage, with at most half of the budget.
 
     RecBole asks for two runs and a path copied between them, and would test the half-made model after the first.
     """
-    own = {**config_dict, "train_stage": "pretrain"}
-    if size := own.get("pretrain_train_batch_size"):
+    own = {"train_stage": "pretrain"}
+    if size := plan.settings.get("pretrain_train_batch_size"):
         own["train_batch_size"] = size
-    if "pretrain_epochs" in own:
-        own["save_step"] = own["pretrain_epochs"] + 1  # saved once, below
-    config, (train, _, _), _, trainer = _prepared(model, domain, config_file_list, own, max_prefixes)
+    if "pretrain_epochs" in plan.settings:
+        own["save_step"] = plan.settings["pretrain_epochs"] + 1  # saved once, below
+    config, (train, _, _), _, trainer = _prepared(plan.having(**own))
     half, started = budget.share(2), perf_counter()
     half.bind(trainer)
-    getLogger().info(f"{model} on {domain}: pre-training, {trainer.pretrain_epochs} epochs")
+    getLogger().info(f"{plan.model} on {plan.domain}: pre-training, {trainer.pretrain_epochs} epochs")
     try:
         trainer.pretrain(train, show_progress=config["show_progress"])
     except BudgetReached:
         budget.reached = True
     epochs = len(trainer.train_loss_dict)
-    file = Path(trainer.checkpoint_dir) / f"{model}-{domain}-pretrained.pth"
+    file = Path(trainer.checkpoint_dir) / f"{plan.model}-{plan.domain}-pretrained.pth"
     trainer.save_pretrained_model(epochs - 1, str(file))
     return Pretrained(file, epochs, perf_counter() - started)
 
