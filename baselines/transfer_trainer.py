@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from recbole_gmc import registry
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.files import hash_of, write_json
+from recbole_gmc.files import write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import run_dir
 from recbole_gmc.settings import DecodeSettings, read
@@ -26,7 +25,7 @@ from recbole_gmc.train.checkpoint import Checkpoint, Constant
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stages import StageTrainer
-from recbole_gmc.train.state import Progress
+from recbole_gmc.train.state import Progress, seed_of
 
 FACTS = "inputs.json"
 FEATURES = "inputs.safetensors"
@@ -102,7 +101,7 @@ class TransferTrainer(StageTrainer):
         self, train_data: SequenceRows, epoch_idx: int, loss_func: Any = None, show_progress: bool = False
     ) -> float:
         # A generator of its own for each epoch: a resumed run draws the same rows.
-        draw = torch.Generator().manual_seed(int(hash_of(self.config["seed"], self.stage.name, epoch_idx)[:15], 16))
+        draw = torch.Generator().manual_seed(seed_of(self.config["seed"], self.stage.name, epoch_idx))
         rows = self.model.start_epoch(train_data, self.stage, draw)
         return super()._train_epoch(rows, epoch_idx, loss_func, show_progress)
 
@@ -183,21 +182,12 @@ def put(found: Checkpoint, model: TransferModel) -> None:
     Raises:
         CheckpointError: the checkpoint is for other items or another network.
     """
-    if found.items.fingerprint != model.items.fingerprint:
-        raise CheckpointError("it was made for other items", str(found.folder), "Use the same data and domains")
+    run_files.refuse_other_items(found, model.items)
     weights = found.weights()
     model.set_inputs(_inputs(found))
     for position in sorted({int(name.split(".")[1]) for name in weights if name.startswith("tuned.")}):
         model.add_domain(model.items.domains[position])
-    _fill(model, weights, found)
-
-
-def _fill(network: nn.Module, weights: dict[str, Tensor], found: Checkpoint) -> None:
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        what = "the weights do not fit the network: " + " ".join(str(error).split())
-        raise CheckpointError(what[:300], str(found.folder), checkpoint.RETRY) from error
+    found.load_into(model, weights)
 
 
 def load(found: Checkpoint, device: torch.device | str = "cpu") -> DenseRecommender:
@@ -207,13 +197,13 @@ def load(found: Checkpoint, device: torch.device | str = "cpu") -> DenseRecommen
     networks = {}
     with torch.random.fork_rng(devices=[]):
         pretrained = kind.network(found.config, inputs)
-        _fill(pretrained, _under(weights, "pretrained."), found)
+        found.load_into(pretrained, _under(weights, "pretrained."))
         for position, domain in enumerate(items.domains):
             network, features = pretrained, inputs.items[items.rows(domain)]
             if own := _under(weights, f"tuned.{position}."):
                 features = inputs.of_domain(domain, items)
                 network = kind.network_of_domain(found.config, pretrained, features)
-                _fill(network, own, found)
+                found.load_into(network, own)
             networks[domain] = (network.to(device).eval(), features.to(device))
     decode, max_items = read(DecodeSettings, found.config), found.config["MAX_ITEM_LIST_LENGTH"]
     return DenseRecommender(items, networks, max_items=max_items, decode=decode)

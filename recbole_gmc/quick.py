@@ -74,7 +74,4 @@ def _show(folder: Path) -> None:
     """The run's table, after all that RecBole logs at the end."""
     from recbole_gmc.evaluate import results
 
-    report = read_json(folder / "result.json")
-    logs.TABLES.info(
-        f"{report['model']} on {report['dataset']}, test:\n{results.draw(report)}\nResults are in {folder}"
-    )
+    logs.TABLES.info(results.told(read_json(folder / "result.json"), folder))

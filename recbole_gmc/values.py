@@ -59,13 +59,18 @@ def load_yaml(text: str, where: str | None = None) -> Any:
         ) from error
 
 
+def read_text(file: str | Path) -> str:
+    """The text of a file of settings; raises SettingError unless it can be read as UTF-8."""
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"cannot be read as UTF-8 text ({error})"
+        raise SettingError(what, where=str(file), mend="Save it as UTF-8 where it can be read") from error
+
+
 def read_yaml(file: str | Path) -> dict[str, Any]:
     """Reads one YAML file of settings; an empty file has none."""
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"cannot be read as UTF-8 text ({error})", where=str(file)) from error
-    settings = load_yaml(text, str(file))
+    settings = load_yaml(read_text(file), str(file))
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):

@@ -60,7 +60,8 @@ class Checkpoint:
         tokens = encoder.tokenize(texts.texts)
         if wordless := [row for row, ids in enumerate(tokens) if not ids]:
             names = first_tokens(tokens_at(texts.items, wordless))
-            raise EmbeddingError(f"{len(wordless)} texts have no token for {self.name}: {names}", KEY)
+            what = f"{len(wordless)} texts have no token for {self.name}: {names}"
+            raise EmbeddingError(what, KEY, "Name an encoder that knows their words, or give them other texts")
         if done:
             logger.info("Text embeddings: going on from %d of %d items", len(done), len(tokens))
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,11 @@ def hashes(table: TopKTable) -> dict[str, str]:
         "candidates": table.items.fingerprint,
         "lists": hash_of(table.ranked, np.round(table.scores.astype(np.float64), 4)),
     }
+
+
+def told(report: Mapping[str, Any], folder: Path) -> str:
+    """What the terminal shows of a finished run: its table, and where the rest is."""
+    return f"{report['model']} on {report['dataset']}, test:\n{draw(report)}\nResults are in {folder}"
 
 
 def draw(result: Mapping[str, Any], metrics: list[str] | None = None) -> str:

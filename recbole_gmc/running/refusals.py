@@ -40,7 +40,8 @@ def refuse_other_kinds(model: str, settings: Mapping[str, Any]) -> None:
     try:
         kind = get_model(model).type
     except ImportError as error:
-        raise DependencyError(f"{model} needs a package that is not installed ({error})", "model") from error
+        what = f"{model} needs a package that is not installed ({error})"
+        raise DependencyError(what, "model", "Install it with pip, or choose another model") from error
     if kind not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL) or model in WITH_ENTITIES:
         what = f"{model} needs labels or a knowledge graph, which the protocol of this command does not have"
         raise SettingError(what, "model", "Choose a general or sequential model, or call RecBole's run_recbole")

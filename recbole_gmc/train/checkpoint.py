@@ -254,10 +254,10 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         return self.tensors("model.safetensors")
 
-    def load_into(self, t5: nn.Module) -> None:
-        """Puts the weights into a plain T5; raises CheckpointError where names or shapes differ."""
+    def load_into(self, network: nn.Module, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Puts all weights, or these of them, into a network; raises CheckpointError where names or shapes differ."""
         try:
-            t5.load_state_dict(self.weights())
+            network.load_state_dict(self.weights() if weights is None else weights)
         except RuntimeError as error:
             what = "the weights do not fit the network: " + " ".join(str(error).split())
             raise CheckpointError(what[:300], str(self._place / "model.safetensors"), RETRY) from error

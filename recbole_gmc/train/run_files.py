@@ -13,6 +13,7 @@ from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
 from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
+from recbole_gmc.items import ItemIndex
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.copies import DomainCopies
 from recbole_gmc.model.generative import GenerativeRecommender
@@ -47,20 +48,25 @@ def write_residuals(folder: Path, found: residuals.Residuals) -> None:
         residuals.write(folder / residuals.NAME, found)
 
 
-def put(found: Checkpoint, model: GenerativeRecommender) -> None:
-    """Loads a checkpoint's IDs, unified weights and adapters into a model made for the same items.
-
-    Raises:
-        CheckpointError: the checkpoint is for other items, or its adapters for other weights.
-    """
-    if found.ids.items.fingerprint != model.items.fingerprint:
-        here, there = model.items, found.ids.items
+def refuse_other_items(found: Checkpoint, here: ItemIndex) -> None:
+    """Raises CheckpointError if a checkpoint is for other items than these."""
+    there = found.items
+    if there.fingerprint != here.fingerprint:
         raise CheckpointError(
             f"it was made for other items ({len(there):,} in {', '.join(there.domains)}; here {len(here):,} in "
             f"{', '.join(here.domains)})",
             str(found.folder),
             "Use the same data and domains",
         )
+
+
+def put(found: Checkpoint, model: GenerativeRecommender) -> None:
+    """Loads a checkpoint's IDs, unified weights and adapters into a model made for the same items.
+
+    Raises:
+        CheckpointError: the checkpoint is for other items, or its adapters for other weights.
+    """
+    refuse_other_items(found, model.items)
     model.set_inputs(found.ids, found.text)
     model.mix = found.mix
     weights = found.weights()
@@ -90,8 +96,7 @@ def publish(folder: Path, table: TopKTable, report: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         table.write(folder / LISTS)
         write_json(folder / "result.json", dict(report))
-    title = f"{report['model']} on {report['dataset']}, test"
-    TABLES.info(f"{title}:\n{results.draw(report)}\nResults are in {folder}")
+    TABLES.info(results.told(report, folder))
 
 
 def summary(

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
-from recbole_gmc.files import hash_of
 from recbole_gmc.places import run_dir
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.budget import Budget, BudgetReached
@@ -173,7 +172,7 @@ class StageTrainer(RankingTrainer):
 
     def _seed(self, stage: str) -> None:
         """Each stage draws from a seed of its own, so it gives the same whether those before it ran or were reused."""
-        seed = int(hash_of(self.config["seed"], stage)[:15], 16)
+        seed = state.seed_of(self.config["seed"], stage)
         torch.manual_seed(seed)
         self.shuffle.manual_seed(seed)
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from recbole_gmc.files import hash_of
+
 
 @dataclass
 class RunRecord:
@@ -102,6 +104,11 @@ class Progress:
             return None
         parts = {part: _under(self.tensors, f"{part}.") for part in TENSORS}
         return StageState(**{name: self.facts[name] for name in FACTS}, **parts)
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed that is told by these parts alone, and far from that of any others."""
+    return int(hash_of(*parts)[:15], 16)
 
 
 def random_of(shuffle: torch.Generator) -> dict[str, Tensor]:

@@ -109,10 +109,7 @@ def read_space(file: str | Path) -> Space:
         SettingError: a file that is neither, an unknown setting, kind or value, with the place.
     """
     path = lookup.find_yaml(file)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"cannot be read as UTF-8 text ({error})", str(path)) from error
+    text = values.read_text(path)
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if lines and all(_LINE.fullmatch(line) for _, line in lines):
