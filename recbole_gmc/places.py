@@ -9,10 +9,11 @@ from recbole.config import Config
 from recbole.utils import get_local_time
 
 from recbole_gmc.files import safe_name
+from recbole_gmc.lookup import CACHE
 
 
 def cache_dir(config: Config) -> Path:
-    return Path(config["cache_dir"] or "~/.cache/recbole_gmc").expanduser()
+    return Path(config["cache_dir"] or CACHE).expanduser()
 
 
 def run_dir(config: Config) -> Path:
