@@ -59,6 +59,21 @@ def write_planted(
     return folder
 
 
+def write_both(root: Path) -> None:
+    """The two domains of ``tiny``, one larger than the other."""
+    write_planted(root, "Big", seed=1, users=30)
+    write_planted(root, "Small", seed=2, users=20, items=12)
+
+
+def histories(root: Path, domain: str) -> dict[str, list[str]]:
+    """User -> items in order of time."""
+    found: dict[str, list[str]] = {}
+    for line in (root / domain / f"{domain}.inter").read_text().splitlines()[1:]:
+        user, item, _ = line.split("\t")
+        found.setdefault(user, []).append(item)
+    return found
+
+
 def tiny(root: Path, run_dir: Path | None = None, **changes: Any) -> dict[str, Any]:
     """Settings of a run that takes a few seconds on one core; ``root`` holds the domains and the cache."""
     return {

@@ -32,6 +32,8 @@ from recbole_gmc.tokenizer import tokenize
 from recbole_gmc.tokenizer.apart import tokenize_apart
 from recbole_gmc.values import read_yaml
 
+pytestmark = pytest.mark.usefixtures("own_arguments")
+
 FILES = {file.stem: read_yaml(file) for file in (properties_folder() / "ablation").glob("*.yaml")}
 PLAIN = {"shared_tokenizer": True, "unified_recommender": True, "tokenizer_domain_weight": 1.0}
 SMALL = {
@@ -41,11 +43,6 @@ SMALL = {
     "lora_train_batch_size": 16,
     "lora_learning_rate": 0.003,
 }
-
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from math import exp, log
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,23 +14,19 @@ from dense_help import built, by_hand
 from recbole.config import Config
 from recbole.utils import get_model
 from recbole_gmc.baselines import dense, unisrec
-from run_help import write_planted
+from run_help import write_both
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import DecodeSettings
 
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
+pytestmark = pytest.mark.usefixtures("own_arguments")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("dense")
-    write_planted(root, "Big", seed=1, users=30)
-    write_planted(root, "Small", seed=2, users=20, items=12)
+    write_both(root)
     return root
 
 

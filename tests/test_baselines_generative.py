@@ -14,7 +14,7 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.utils import get_model, get_trainer, init_seed
-from run_help import tiny, write_planted
+from run_help import tiny, write_both, write_planted
 
 import recbole_gmc
 from recbole_gmc import quick, registry
@@ -27,20 +27,16 @@ from recbole_gmc.files import hash_file, read_json
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.settings import T5Settings, keys_of
 
+pytestmark = pytest.mark.usefixtures("own_arguments")
+
 MODELS = ("TIGER", "P5CID", "IDGenRec")
 SMALL = {"cid_clusters": 3, "cid_leaf_size": 4, "lora": False}
-
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("generative")
-    write_planted(root, "Big", seed=1, users=30)
-    write_planted(root, "Small", seed=2, users=20, items=12)
+    write_both(root)
     return root
 
 

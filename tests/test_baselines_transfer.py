@@ -15,7 +15,7 @@ from recbole.quick_start import load_data_and_model
 from recbole.utils import get_model
 from recbole.utils.case_study import full_sort_topk
 from recbole_gmc.baselines.transfer_trainer import TransferTrainer
-from run_help import python, write_planted
+from run_help import histories, python, write_both, write_planted
 from safetensors.torch import load_file
 
 import recbole_gmc
@@ -27,17 +27,13 @@ from recbole_gmc.settings import keys_of
 from recbole_gmc.train import resume
 from recbole_gmc.values import read_yaml
 
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
+pytestmark = pytest.mark.usefixtures("own_arguments")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("dense")
-    write_planted(root, "Big", seed=1, users=30)
-    write_planted(root, "Small", seed=2, users=20, items=12)
+    write_both(root)
     return root
 
 
@@ -128,14 +124,6 @@ def same_list(line: list[str], items: list[str]) -> None:
     for told, item in zip(line[4:24:2], items, strict=True):
         assert told == item or score[told] == pytest.approx(score[item], abs=1e-4), (told, item)
     assert len(set(items)) == len(items)
-
-
-def histories(root: Path, domain: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for line in (root / domain / f"{domain}.inter").read_text().splitlines()[1:]:  # in order of time
-        user, item, _ = line.split("\t")
-        found.setdefault(user, []).append(item)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +9,15 @@ import pytest
 import torch
 from dense_help import built
 from recbole_gmc.baselines import dense, opq, vqrec
-from run_help import python, write_planted
+from run_help import python, write_both
 
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
+pytestmark = pytest.mark.usefixtures("own_arguments")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("dense")
-    write_planted(root, "Big", seed=1, users=30)
-    write_planted(root, "Small", seed=2, users=20, items=12)
+    write_both(root)
     return root
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from math import log2
 
 import numpy as np
@@ -27,12 +26,9 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.running import domain_run, single
 from recbole_gmc.running.planning import DomainPlan
 
+pytestmark = pytest.mark.usefixtures("own_arguments")
+
 METRICS = ["Recall", "NDCG", "MRR", "Hit", "Precision"]
-
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
 
 
 def evaluator(tmp_path, topk, metrics=METRICS) -> ListEvaluator:

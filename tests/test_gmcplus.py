@@ -17,7 +17,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_model, get_trainer, init_seed
 from recbole.utils.case_study import full_sort_topk
-from run_help import python, tiny, write_planted
+from run_help import histories, python, tiny, write_both
 
 import recbole_gmc
 from recbole_gmc.data.rows import SequenceRows
@@ -30,6 +30,8 @@ from recbole_gmc.model.repeats import SCALE, Seen
 from recbole_gmc.settings import T5Settings, keys_of
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.gmcplus_trainer import GRID
+
+pytestmark = pytest.mark.usefixtures("own_arguments")
 
 PARTS = ("codes", "mix", "dense")
 SIZES = {"hidden_size": 16, "inner_size": 16, "n_layers": 1, "readout_size": 16}
@@ -78,24 +80,10 @@ def prepared(root: Path, **changes: Any) -> SimpleNamespace:
     return SimpleNamespace(model=model.eval(), trainer=trainer, rows=rows, valid=valid, test=test, config=config)
 
 
-def histories(root: Path, domain: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for line in (root / domain / f"{domain}.inter").read_text().splitlines()[1:]:  # in order of time
-        user, item, _ = line.split("\t")
-        found.setdefault(user, []).append(item)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("plus")
-    write_planted(root, "Big", seed=1, users=30)
-    write_planted(root, "Small", seed=2, users=20, items=12)
+    write_both(root)
     return root
 
 

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 from recbole_gmc.train import checkpoint
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import _plain
-from recbole_gmc.train.state import Progress
+from recbole_gmc.train.state import Progress, RunRecord, StageState
 
 NETWORK = T5Settings(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, d_kv=8)
 LORA = LoraSettings(rank=2)
@@ -110,6 +111,23 @@ def test_without_adapters_there_are_none(tmp_path):
     checkpoint.save(tmp_path / "c", config=CONFIG, ids=ids(), t5=t5.state_dict(), adapters=None, progress=Progress({}))
     assert Checkpoint(tmp_path / "c").adapters is None and Checkpoint(tmp_path / "c").progress().tensors == {}
     assert [token for token, _ in loading.load(tmp_path / "c").recommend("B", ["b1"], 4)]
+
+
+def test_where_a_stage_stands_comes_back(tmp_path):
+    latest, optimiser = {"a.weight": torch.arange(3.0)}, {"0.exp_avg": torch.ones(2), "1.step": torch.tensor(4.0)}
+    stage = StageState("lora:A", 2, 1, None, {"ndcg@10": 0.5}, True, 7, latest, optimiser)
+    record, shuffle = RunRecord(done=["unified"], cpu_seconds=1.5), torch.Generator().manual_seed(3)
+    t5 = build_t5(NETWORK, Vocabulary(2, 4)).state_dict()
+    checkpoint.save(
+        tmp_path / "c", config=CONFIG, ids=ids(), t5=t5, adapters=None, progress=Progress.of(record, shuffle, stage)
+    )
+    found = Checkpoint(tmp_path / "c").progress()
+    assert found.record == record and found.tensors["random.shuffle"].equal(shuffle.get_state())
+    for part, wanted in (("latest", latest), ("optimiser", optimiser)):
+        back = getattr(found.stage, part)
+        assert back.keys() == wanted.keys() and all(back[name].equal(wanted[name]) for name in wanted)
+    assert replace(found.stage, latest={}, optimiser={}) == replace(stage, latest={}, optimiser={})
+    assert Progress.of(record, shuffle, None).stage is None
 
 
 def test_only_safetensors_and_json(folder):

@@ -16,10 +16,7 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import read_json
 
-
-@pytest.fixture(autouse=True)
-def own_arguments(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["test"])
+pytestmark = pytest.mark.usefixtures("own_arguments")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from math import log2
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from recbole.quick_start import load_data_and_model
 from recbole.utils import get_trainer
 from recbole.utils.case_study import full_sort_topk
-from run_help import ROOT, environment, python, tiny, write_planted
+from run_help import ROOT, environment, histories, python, tiny, write_both
 
 import recbole_gmc
 from recbole_gmc.errors import DataError
@@ -46,19 +45,10 @@ json.dump([model.recommend(domain, history, 10) for domain, history in asked], o
 """
 
 
-def histories(root: Path, domain: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for line in (root / domain / f"{domain}.inter").read_text().splitlines()[1:]:  # in order of time
-        user, item, _ = line.split("\t")
-        found.setdefault(user, []).append(item)
-    return found
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("run")
-    write_planted(root, "Big", seed=1, users=30)
-    write_planted(root, "Small", seed=2, users=20, items=12)
+    write_both(root)
     made = SimpleNamespace(root=root, cli=root / "cli", api=root / "api")
     changes = {"epochs": 2, "lora_epochs": 1, "dropout_rate": 0.1}
     flags = tiny(root, made.cli, **{**changes, "cache_dir": str(root / "cache-cli")})
