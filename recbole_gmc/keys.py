@@ -110,7 +110,6 @@ def check(
     for group in (*GROUPS, *groups):
         read(group, settings, usual or {})
     recbole_keys.check(None, settings, usual or {})
-    check_domains(read(DataSettings, settings).domains)
     _check_places(settings)
     _check_adapted(read(LoraSettings, settings), read(T5Settings, settings))
     if settings.get("semantic_ids_path") is not None and not read(SharingSettings, settings).tokenizer:
@@ -137,7 +136,7 @@ def check_single(model: str, settings: Mapping[str, Any], usual: Mapping[str, An
     """
     recbole_keys.check(model, settings, usual)
     read(TrainSettings, settings, usual)
-    check_domains(read(DataSettings, settings).domains)
+    read(DataSettings, settings, usual)
     _check_places(settings)
     _refuse_unusable(settings, ("benchmark_filename", "encoding", *(name for name in REFUSED if "save" in name)))
     _checked_protocol(settings.get("eval_args"))
@@ -179,20 +178,6 @@ def _check_adapted(lora: LoraSettings, network: T5Settings) -> None:
             what = f"{name!r} is no matrix of a T5 with feed_forward_proj {network.activation}"
             mend = f"Leave it out, or take {'wi' if network.activation == 'relu' else 'wi_0 and wi_1'}"
             raise SettingError(what, "lora_target_modules", mend)
-
-
-def check_domains(domains: tuple | None) -> None:
-    """Raises ``SettingError`` unless the names are different and can be folders'."""
-    if domains is None:
-        return
-    if not domains:
-        raise SettingError("the list is empty", where="domains", mend="Name at least one domain, or leave the key out")
-    for domain in domains:
-        if not isinstance(domain, str):
-            raise SettingError(f"{domain!r} is not a name", where="domains", mend=f"Put it in quotes: '{domain}'")
-        safe_name(domain, "domain")
-    if len(set(domains)) != len(domains):
-        raise SettingError(f"{list(domains)} names a domain twice", where="domains", mend="Name each one once")
 
 
 def _checked_protocol(given: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 from recbole_gmc.errors import SettingError
+from recbole_gmc.files import safe_name
 
 _WORDS = {type(None): "~", tuple: "list"}  # as they are written in YAML
 
@@ -247,6 +248,19 @@ class DataSettings:
     domains: tuple | None = key("domains", None)
     text_fields: tuple | dict | None = key("text_fields", None)
     missing_text: str = key("missing_text", "placeholder", choices=("placeholder", "error", "drop"))
+
+    def __post_init__(self) -> None:
+        """The names of the domains are different and can be folders'."""
+        if self.domains is None:
+            return
+        if not self.domains:
+            raise SettingError("the list is empty", "domains", "Name at least one domain, or leave the key out")
+        for domain in self.domains:
+            if not isinstance(domain, str):
+                raise SettingError(f"{domain!r} is not a name", "domains", f"Put it in quotes: '{domain}'")
+            safe_name(domain, "domain")
+        if len(set(self.domains)) != len(self.domains):
+            raise SettingError(f"{list(self.domains)} names a domain twice", "domains", "Name each one once")
 
 
 GROUPS = (

@@ -140,7 +140,6 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     layer = sections.for_model(lookup.dataset_settings(dataset, common), "")
     data = {**layer, **common, **({"data_path": layer["data_path"]} if layer.get("embedded_data") else {})}
     domains = read(DataSettings, data).domains or (dataset,)
-    keys.check_domains(domains)
     refuse_missing(Path(data.get("data_path") or "dataset"), domains)
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]

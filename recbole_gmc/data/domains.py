@@ -76,7 +76,7 @@ class GMCDataset(SequentialDataset):
 
     def _get_preset(self) -> None:
         super()._get_preset()
-        self.domains = _domain_names(self._data_settings.domains, self.dataset_name)
+        self.domains = self._data_settings.domains or (safe_name(self.dataset_name, "dataset"),)
 
     def _load_data(self, token: str, dataset_path: str) -> None:
         self.user_feat = self.item_feat = None
@@ -233,16 +233,6 @@ class GMCDataset(SequentialDataset):
                     raise DataError(what, f"domain {domain}", f"Add data, leave the domain out, or loosen {FILTERS}")
                 logger.warning(f"{domain}: {what}")
         return splits
-
-
-def _domain_names(domains: tuple | None, dataset: str) -> tuple[str, ...]:
-    if domains is None:
-        return (safe_name(dataset, "dataset"),)
-    for domain in domains:
-        safe_name(domain, "domain")
-    if not domains or len(set(domains)) < len(domains):
-        raise SettingError(f"{list(domains)!r} is empty or names a domain twice", "domains", "Name each domain once")
-    return tuple(domains)
 
 
 def _check_protocol(config: Config) -> None:

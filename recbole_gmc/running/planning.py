@@ -182,9 +182,8 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
 
 def _columns(model: str, settings: Mapping[str, Any], given: Collection[str]) -> dict[str, dict[str, Any]]:
     """What the property file of each domain says for this model alone (its attributes), where nobody said otherwise."""
-    domains, found = read(DataSettings, settings).domains, {}
-    keys.check_domains(domains)
-    for domain in domains or ():
+    found = {}
+    for domain in read(DataSettings, settings).domains or ():
         file = lookup.dataset_yaml(domain, settings.get("data_path") or "dataset")
         own = sections.of(values.read_yaml(file), model) if file is not None else {}
         if own := {key: value for key, value in own.items() if key not in given}:
@@ -193,7 +192,4 @@ def _columns(model: str, settings: Mapping[str, Any], given: Collection[str]) ->
 
 
 def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:
-    domains = read(DataSettings, settings).domains
-    domains = (dataset,) if domains is None else domains
-    keys.check_domains(domains)
-    return domains
+    return read(DataSettings, settings).domains or (dataset,)
