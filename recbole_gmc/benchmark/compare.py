@@ -72,7 +72,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
             raise SettingError(f"{word!r} does not go with --compare", "benchmark", mend)
         found[key] = value
     if found.get("on", "valid") not in FILES:
-        raise SettingError(f"{found['on']!r}", "--on", "Choose valid or test")
+        raise SettingError(f"{found['on']!r} is unknown", "--on", "Choose valid or test")
     return found
 
 

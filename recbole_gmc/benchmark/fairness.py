@@ -187,7 +187,7 @@ def _hold_result(path: Path, lists: Lists, truth: Truth) -> None:
 
 
 def measure(rank: np.ndarray, kind: str, k: int) -> np.ndarray:
-    """Recall@k or NDCG@k of each user [n] from the places of the held-out items [n].
+    """Recall@k or NDCG@k of each user [..., n] from the places of the held-out items [..., n].
 
     Example: places 0, 2 and -1 give NDCG@10 of 1, 1/2 and 0.
     """

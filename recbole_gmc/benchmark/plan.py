@@ -231,4 +231,5 @@ def _least(interval: Any, kind: str) -> float:
             return float(low)
         except ValueError:
             pass
-    raise SettingError(f"{interval!r}", f"{kind}_inter_num_interval", "A benchmark takes intervals such as [5,inf)")
+    where = f"{kind}_inter_num_interval"
+    raise SettingError(f"{interval!r} has another form", where, "A benchmark takes intervals such as [5,inf)")
