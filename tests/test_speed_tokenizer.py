@@ -57,7 +57,7 @@ def test_every_catalogue_has_its_figures_and_no_collision_after_the_repair(repor
 
 
 def test_a_training_is_charged_to_its_first_look_that_is_good_enough():
-    training = Training((1.0, 2.0, 3.0, 4.0), (0.5, 0.3, 0.4, 0.3), 0.3, None)
+    training = Training((1.0, 2.0, 3.0, 4.0), (0.5, 0.3, 0.4, 0.3), (0.1, 0.1, 0.1, 0.1), 0.3, None)
     assert [training.seconds_to(share) for share in (0.6, 0.4, 0.3)] == [1.0, 2.0, 2.0]
     assert training.seconds_to(0.1) == 4.0  # never so good: all it took
 

@@ -73,12 +73,14 @@ class Training:
     Attributes:
         seconds: CPU seconds from the start to each look at reconstruction and collisions.
         looks: reconstruction / variance by look, all on the same items.
-        best: that of the state which is kept.
+        collisions: share of items that share their codes, by look.
+        best: reconstruction / variance of the state which is kept.
         learned: ``None`` where the codebooks stayed collapsed.
     """
 
     seconds: tuple[float, ...]
     looks: tuple[float, ...]
+    collisions: tuple[float, ...]
     best: float
     learned: Learned | None
 
@@ -107,8 +109,8 @@ def _train(catalogue: Catalogue, settings: TokenizerSettings, options: SpeedOpti
     except TokenizerError:
         learned = None
     best = min(looks, key=lambda look: look["reconstruction"] + look["collision_rate"])
-    found = tuple(look["reconstruction"] for look in looks)
-    return Training(tuple(seconds), found, best["reconstruction"], learned)
+    found, collisions = (tuple(look[name] for look in looks) for name in ("reconstruction", "collision_rate"))
+    return Training(tuple(seconds), found, collisions, best["reconstruction"], learned)
 
 
 def _of_catalogue(catalogue: Catalogue, settings: TokenizerSettings, options: SpeedOptions) -> PartResult:
@@ -136,7 +138,7 @@ def _of_catalogue(catalogue: Catalogue, settings: TokenizerSettings, options: Sp
         Row(
             f"{title}: the same reconstruction from random codebooks",
             f"{start['seconds']:.1f} s",
-            f"{start['reference_seconds']:.1f} s{missed}",
+            f"{start['reference_seconds']:.1f} s{missed}, collisions {start['reference_collision_rate']:.2%}",
             start["ratio"] if start["reached"] else None,
         ),
         Row(
@@ -206,6 +208,7 @@ def _against_random(
         "seconds": seconds,
         "reference_seconds": plain.seconds[-1],
         "reference_reconstruction": min(plain.looks),
+        "reference_collision_rate": plain.collisions[-1],  # the same reconstruction need not tell items apart
         "reference_codes_used": None if plain.learned is None else codes_used(plain.learned.codes),
         "restarts_seconds": restarts.seconds[-1],
         "restarts_reconstruction": min(restarts.looks),
