@@ -14,12 +14,12 @@ from transformers import T5Config
 
 from recbole_gmc.decode.beam import BeamSearch
 from recbole_gmc.decode.best_first import search_exact
-from recbole_gmc.decode.products import choose
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import DataError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.seq2seq import encode_histories, group_by_length
 from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.products import choose
 from recbole_gmc.settings import DecodeSettings
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from recbole_gmc.decode.products import onednn_available
+from recbole_gmc.products import onednn_available
 from recbole_gmc.tokenizer.linear import use_onednn
 from recbole_gmc.tokenizer.losses import domain_contrastive_loss, quantization_loss, reconstruction_loss
 from recbole_gmc.tokenizer.rqvae import RQVAE, ResidualQuantizer, balanced_assignment

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from recbole_gmc.decode.network import DecoderNetwork, Memory
-from recbole_gmc.decode.products import Products
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
 from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.products import Products
 
 # What sums of log-probabilities may differ by from one batch shape to another.
 ROUNDING = {"fp32": 1e-4, "bf16": 5e-2}

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from recbole_gmc.decode.products import Products
 from recbole_gmc.model.seq2seq import output_scale
+from recbole_gmc.products import Products
 
 DENSE = 128  # places up to which attention over all beams with a mask is cheaper than fetching each beam's ancestors
 

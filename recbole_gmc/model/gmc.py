@@ -16,13 +16,13 @@ from transformers import T5ForConditionalGeneration
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.decode.products import onednn_batched, trains_by_onednn
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.model.prefix_loss import level_weights
 from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
 from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.products import onednn_batched, trains_by_onednn
 from recbole_gmc.recommender import Recommender
 from recbole_gmc.settings import Lookup, PrefixSettings, T5Settings, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds

@@ -11,8 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_gmc.decode.exact import score_all
-from recbole_gmc.decode.products import batched_is_exact, onednn_available, onednn_batched
 from recbole_gmc.model.seq2seq import encode_histories
+from recbole_gmc.products import batched_is_exact, onednn_available, onednn_batched
 from recbole_gmc.recommender import Ranking, Recommender
 from recbole_gmc.speed.cases import Case, random_case, trained_case
 from recbole_gmc.speed.measure import Comparison, PartResult, Row, SpeedOptions, Stopwatch, gemm_rates, in_turn, timed

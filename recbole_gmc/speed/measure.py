@@ -185,21 +185,6 @@ def in_turn(
     return {name: tuple(seconds) for name, seconds in spent.items()}
 
 
-def alternate(
-    ours: Callable[[], Any],
-    reference: Callable[[], Any],
-    rounds: int,
-    device: str = "cpu",
-    units: tuple[float, float] = (1, 1),
-) -> Comparison:
-    """Measures two ways in turn, so that a slow minute of a shared machine falls on both; see ``in_turn``."""
-    names = ("ours", "reference")
-    spent = in_turn(
-        dict(zip(names, (ours, reference), strict=True)), rounds, device, dict(zip(names, units, strict=True))
-    )
-    return Comparison(spent["ours"], spent["reference"])
-
-
 def gemm_rates(precision: str, device: str, seconds: float = 0.15) -> dict[str, float]:
     """The best GFLOP/s of each matrix product that torch offers here, over several shapes.
 

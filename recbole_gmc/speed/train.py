@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from recbole_gmc.decode.products import onednn_batched, trains_by_onednn
 from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.products import onednn_batched, trains_by_onednn
 from recbole_gmc.speed.cases import MOST, Case, random_case
 from recbole_gmc.speed.epoch import outside
 from recbole_gmc.speed.measure import Comparison, PartResult, Row, SpeedOptions, in_turn, timed

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from recbole_gmc.decode.beam import BeamSearch
-from recbole_gmc.decode.products import choose
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
 from recbole_gmc.model.vocabulary import Vocabulary
+from recbole_gmc.products import choose
 from recbole_gmc.settings import T5Settings, TokenizerSettings
 from recbole_gmc.speed.large import CODES, LEVELS, build, distinct_codes, in_child, tokenize_vectors
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, Stopwatch, clock

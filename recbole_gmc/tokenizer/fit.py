@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_gmc.decode.products import choose
 from recbole_gmc.errors import RunError, TokenizerError
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.products import choose
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer.codebooks import restart_dead_codes, start_codebooks
 from recbole_gmc.tokenizer.encoding import Encoded, encode_all

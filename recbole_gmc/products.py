@@ -1,4 +1,4 @@
-"""Matrix products for decoding: which of torch's ways is taken, in which precision, and how it was chosen.
+"""Matrix products: which of torch's ways is taken, in which precision, and how it was chosen.
 
 torch multiplies float32 matrices by its default library. On some processors oneDNN, which torch carries as well, is
 more than twice as fast; on others it is not. So the way is a setting, or is found by measuring.
