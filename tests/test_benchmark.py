@@ -429,6 +429,8 @@ def test_the_command_from_the_command_line(data):
     assert "2 of 2" not in made.stdout and "Pop's gain" in made.stdout
     again = python("-m", "recbole_gmc", "benchmark", *words, "--output=out", "--show_progress=False", cwd=data)
     assert "2 of 2 cells are done" in again.stdout
+    with pytest.raises(SettingError, match="other settings"):  # a list must not call done what a run would refuse
+        command.run([*words[:-1], "--epochs=2", f"--output={data / 'out'}", "--dry-run"])
     assert (data / "out/table.md").read_text().count("| GRU4Rec |") == 4
     held_out = [line.split("\t")[:3] for line in (data / "out/Pop-2020/valid_topk.tsv").read_text().splitlines()[1:]]
     assert sorted(held_out) == [["A", "u1", "c"], ["A", "u2", "d"], ["A", "u3", "e"], ["A", "u4", "a"]]

@@ -77,6 +77,7 @@ def run(arguments: Sequence[str]) -> Board | str | None:
         return run_sets(arguments)
     benchmark, dry = parse(arguments)
     cells.refuse_bad(benchmark)
+    cells.refuse_other(benchmark)
     if dry:
         print(listing(benchmark))
         return None
@@ -95,10 +96,9 @@ def run_sets(arguments: Sequence[str]) -> None:
     benchmarks, dry = scenarios.parse(arguments)
     for benchmark in benchmarks:
         cells.refuse_bad(benchmark)
+        cells.refuse_other(benchmark)
         if dry:
             print(listing(benchmark))
-        else:
-            cells.refuse_other(benchmark)
     if dry:
         return
     for number, benchmark in enumerate(benchmarks, 1):

@@ -107,7 +107,6 @@ def data_hashes(benchmark: Benchmark) -> dict[str, str]:
 
 def run_all(benchmark: Benchmark) -> None:
     """Runs what is not done, and says after each cell how long the rest may take."""
-    refuse_other(benchmark)
     data = data_hashes(benchmark)
     waiting = [cell for cell in benchmark.cells if status(cell) != DONE]
     print(f"{len(benchmark.cells) - len(waiting)} of {len(benchmark.cells)} cells are done", flush=True)
