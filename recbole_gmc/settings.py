@@ -140,7 +140,6 @@ class TokenizerSettings:
     epochs: int = key("tokenizer_epochs", 120, least=1)
     epoch_items: int = key("tokenizer_epoch_items", 131_072, least=2)
     warmup_epochs: int = key("tokenizer_warmup_epochs", 20, least=0)
-    warmup_domain_loss: bool = key("tokenizer_warmup_domain_loss", False)
     kmeans_init: bool = key("tokenizer_kmeans_init", True)
     restart_dead: bool = key("tokenizer_restart_dead", True)
     sinkhorn: bool = key("tokenizer_sinkhorn", False)

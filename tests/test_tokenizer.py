@@ -56,18 +56,6 @@ def test_rqvae_ids_are_unique_and_figures_are_plain(learned):
     assert figures["moved_items"] == round(250 * figures["collision_rate"])
 
 
-def test_domain_loss_in_the_warmup_is_low_before_there_are_codes():
-    def first_epoch(**changed):
-        settings = replace(SMALL, warmup_epochs=60, epochs=1, eval_step=1, **changed)
-        (look,) = learn(embeddings(), settings).quality["history"]
-        return look["domain_loss"]
-
-    assert first_epoch(warmup_domain_loss=True) < 0.1 and first_epoch() > 1
-    one = embeddings(counts=(150,))
-    found = [learn(one, replace(SMALL, warmup_domain_loss=flag)).ids.codes for flag in (False, True)]
-    assert np.array_equal(*found), "one domain has no such loss"
-
-
 def test_trained_network_reconstructs_better_than_residual_kmeans():
     rng = np.random.default_rng(3)
     angles = rng.uniform(0, 2 * np.pi, size=(200, 2))  # a curved surface: no few axes hold it

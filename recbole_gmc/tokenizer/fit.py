@@ -215,28 +215,22 @@ class _Training:
         yield from order.split(self.settings.batch_size)
 
     def _losses(self, inputs: Tensor, domains: Tensor, quantize: bool) -> dict[str, Tensor]:
-        """Equation 7: reconstruction + quantisation + domain-aware contrastive loss.
-
-        In the warm-up the first alone or, with ``warmup_domain_loss``, the first and the last, of latents in place of
-        codes: latents that grew without it are torn apart by its gradient as soon as it sets in.
-        """
+        """Equation 7: reconstruction + quantisation + domain-aware contrastive loss; in the warm-up the first alone."""
         settings, model = self.settings, self.model
-        if quantize:
-            outputs, quantized = model(inputs)
-            for level, codes in enumerate(quantized.codes.T):
-                self.used[level, codes] = True
-            vectors = quantized.vectors
-        else:
-            vectors = model.encoder(inputs)
-            outputs = model.decoder(vectors)
-        parts = {"reconstruction_loss": reconstruction_loss(inputs, outputs, settings.reduction)}
-        if quantize:
-            parts["quantization_loss"] = quantization_loss(
+        if not quantize:
+            return {"loss": reconstruction_loss(inputs, model.decoder(model.encoder(inputs)), settings.reduction)}
+        outputs, quantized = model(inputs)
+        for level, codes in enumerate(quantized.codes.T):
+            self.used[level, codes] = True
+        parts = {
+            "reconstruction_loss": reconstruction_loss(inputs, outputs, settings.reduction),
+            "quantization_loss": quantization_loss(
                 quantized.residuals, quantized.chosen, settings.beta, settings.reduction
-            )
-        contrasted = settings.domain_weight and len(self.items.domains) > 1
-        if contrasted and (quantize or settings.warmup_domain_loss):
-            parts["domain_loss"] = settings.domain_weight * domain_contrastive_loss(vectors, domains)
+            ),
+        }
+        if settings.domain_weight and len(self.items.domains) > 1:
+            contrast = domain_contrastive_loss(quantized.vectors, domains)
+            parts["domain_loss"] = settings.domain_weight * contrast
         return {"loss": sum(parts.values()), **parts}
 
     def _rate(self, epoch: int) -> float:
