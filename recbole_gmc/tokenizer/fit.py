@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recbole_gmc.errors import RunError, TokenizerError
 from recbole_gmc.items import ItemIndex
-from recbole_gmc.products import choose
+from recbole_gmc.products import tokenizer_by_onednn
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer.codebooks import restart_dead_codes, start_codebooks
 from recbole_gmc.tokenizer.encoding import Encoded, encode_all
@@ -107,8 +107,7 @@ class _Training:
             rank=settings.rank,
             sinkhorn=settings.sinkhorn,
         ).to(device)
-        products = choose(settings.gemm, "fp32", device, vectors.shape[1], (*settings.hidden_sizes, settings.dim)[0])
-        use_onednn(self.model, products.name == "onednn")
+        use_onednn(self.model, tokenizer_by_onednn(settings.gemm, device))
         self.encoded = Encoded(self.model, vectors, mean if settings.scale_input else 0 * mean, scale)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

@@ -1,4 +1,4 @@
-"""Linear layers whose products are made by oneDNN where that was found faster, forward and backward, in float32."""
+"""Linear layers whose products are made by oneDNN where that was asked for, forward and backward, in float32."""
 
 from __future__ import annotations
 
