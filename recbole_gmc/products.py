@@ -1,15 +1,13 @@
 """Matrix products: which of torch's ways is taken, in which precision, and how it was chosen.
 
 torch multiplies float32 matrices by its default library. On some processors oneDNN, which torch carries as well, is
-more than twice as fast; on others it is not. So the way is a setting, or is found by measuring.
+more than twice as fast; on others they are about equal. So the way is a setting, or oneDNN.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,11 +17,7 @@ from recbole_gmc.errors import SettingError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ROWS = 640  # 32 users of 20 beams: the products that decoding makes most
-WORTH_MEASURING = 16e6  # floating-point operations; below it the choice saves nothing that could be noticed
-# How far above torch's rate oneDNN's must be: a small lead may be noise, and would change the last digits from run to
-# run. In bf16 torch takes oneDNN as well, so packed weights win unless something is wrong with them.
-WORTH_CHANGING = {"fp32": 1.25, "bf16": 0.9}
-TIMED = 25  # products of each way
+WORTH_CHOOSING = 16e6  # floating-point operations; below it the choice saves nothing that could be noticed
 EXACT = 1e-5  # largest relative error of a product that counts as float32
 
 
@@ -163,7 +157,8 @@ def choose(gemm: str, precision: str, device: torch.device | str, inner: int, ou
     """The products for a network.
 
     Args:
-        gemm: ``torch``, ``onednn``, or ``auto``, which measures both on a matrix of the network.
+        gemm: ``torch``, ``onednn``, or ``auto``: oneDNN where it is to be had and holds float32, for all but the
+            smallest networks. No stopwatch: it would change last digits, hence hashes, from run to run.
         precision: ``fp32`` or ``bf16``.
         device: where the network computes.
         inner, outer: the sides of its matrix.
@@ -183,35 +178,16 @@ def choose(gemm: str, precision: str, device: torch.device | str, inner: int, ou
     other = OneDnnProducts(precision, exact_batched=precision == "fp32" and batched_is_exact())
     if gemm == "onednn":
         return other
-    if 2 * ROWS * inner * outer < WORTH_MEASURING:
+    if 2 * ROWS * inner * outer < WORTH_CHOOSING:
         return plain
-    return other if _faster(precision, inner, outer) else plain
+    return other if precision == "bf16" or _holds_float32(other, inner, outer) else plain
 
 
-@cache
-def _faster(precision: str, inner: int, outer: int) -> bool:
-    """Whether oneDNN is: by the least of many times, which other work on the machine does not change; once a process.
-
-    Every validation asks anew, and lists of one run are not to differ in their last digits.
-    """
-    plain, other = Products(precision), OneDnnProducts(precision)
+def _holds_float32(way: Products, inner: int, outer: int) -> bool:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         rows, weight = torch.randn(ROWS, inner), torch.randn(outer, inner)
-    works = [_product(way, rows, way.prepare(weight)) for way in (plain, other)]
-    if precision == "fp32" and not _agrees(works[1](), rows.double() @ weight.double().T):
-        return False
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(TIMED):
-        for work, spent in zip(works, times, strict=True):
-            begin = time.perf_counter()
-            work()
-            spent.append(time.perf_counter() - begin)
-    return min(times[0]) > WORTH_CHANGING[precision] * min(times[1])
-
-
-def _product(way: Products, rows: torch.Tensor, weight: torch.Tensor) -> Callable[[], torch.Tensor]:
-    return lambda: way.linear(rows, weight)
+    return _agrees(way.linear(rows, way.prepare(weight)), rows.double() @ weight.double().T)
 
 
 def _agrees(found: torch.Tensor, truth: torch.Tensor) -> bool:
