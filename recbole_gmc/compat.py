@@ -258,7 +258,7 @@ def read_settings_without_eval() -> None:
     # The loader is also an attribute of the pickled Config: PyYAML's own keeps checkpoints readable without the plugin.
     config._build_yaml_loader = lambda self: yaml.SafeLoader
     config._convert_config_dict = lambda self, settings: values.parse_all(settings)
-    config._load_cmd_line = lambda self: values.parse_all(values.flags_of(sys.argv))
+    config._load_cmd_line = lambda self: values.parse_all(values.flags_of_program(sys.argv))
     config._load_config_files = lambda self, files: lookup.read_files(files)
     module.yaml = Seen(yaml, load=lambda text, Loader=None: values.load_yaml(text))
 

@@ -158,7 +158,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, PLAIN)
 
 
-def flags_of(arguments: Sequence[str]) -> dict[str, str]:
+def flags_of_program(arguments: Sequence[str]) -> dict[str, str]:
     """The ``--key=value`` arguments after the program's name, split at the first ``=``; others are warned about.
 
     Raises:
