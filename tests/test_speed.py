@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_gmc import cli
 from recbole_gmc.decode.trie import Trie
@@ -102,6 +103,19 @@ def test_rounding_of_one_part_is_told_from_a_wrong_gradient(monkeypatch):
     once = rounded({2})
     assert once["same"] and once["parts_with_a_relu_at_zero"] == 1 and once["max_difference"] < 1e-5
     assert not rounded(set(range(1, 6)))["same"]
+
+
+def test_products_are_counted_as_torch_counts_them(report):
+    steps = train._Steps(TINY)
+    with FlopCounterMode(display=False) as truth:
+        for batch in steps.batches:
+            way = steps.usual()
+            way(*steps.inputs(batch, way))
+    rows = steps.size * len(steps.batches)
+    found = report["train"]["fp32"]
+    assert found["reference_mflop_a_sample"] == pytest.approx(truth.get_total_flops() / rows / 1e6)
+    assert 0 < found["mflop_a_sample"] < found["reference_mflop_a_sample"], "no padding is multiplied"
+    assert found["roofline"] == pytest.approx(found["gflops"] / found["best_gflops"])
 
 
 def test_every_way_trains_on_the_same_batches():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ usage: recbole-gmc speed [decode|train|tokenizer|trie ...] [--<flag>=<value> ...
 
 Measures this project's ways against the usual ones in one process: the same weights and data, both in turn, several
 rounds, in CPU seconds of this process, and whether both gave the same answer. Without a part all four are measured.
-Prints a table and writes speed.json.
+Prints each figure as it is found, then a table, and writes speed.json.
 
   --output     the folder for speed.json (default: the working folder)
   --device     cpu (default) or cuda
@@ -132,9 +133,17 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     report: dict[str, Any] = {}
     rows: list[tuple[str, Row]] = []
     for part in parts:
-        found: PartResult = importlib.import_module(f"recbole_gmc.speed.{part}").measure(options)
-        report[part] = found.figures
-        rows += [(part, row) for row in found.rows]
+        report[part] = {}
+        results: Iterator[PartResult] = importlib.import_module(f"recbole_gmc.speed.{part}").measure(options)
+        for found in results:
+            report[part] |= found.figures
+            write_json(output / "speed.json", report)  # what is measured stays when the rest is stopped
+            rows += [(part, row) for row in found.rows]
+            for row in found.rows:
+                print(
+                    f"{part}: {row.title}: {row.ours}" + (f" | {row.reference}" if row.reference else ""),
+                    file=sys.stderr,
+                )
     report["machine"] = machine(options)
     print(table(rows))
     write_json(output / "speed.json", report)

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_gmc.decode.exact import score_all
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.products import batched_is_exact, onednn_available, onednn_batched
 from recbole_gmc.recommender import Ranking, Recommender
 from recbole_gmc.speed.cases import Case, random_case, trained_case
-from recbole_gmc.speed.measure import Comparison, PartResult, Row, SpeedOptions, Stopwatch, gemm_rates, in_turn, timed
+from recbole_gmc.speed.measure import (
+    Comparison,
+    PartResult,
+    ProductCount,
+    Row,
+    SpeedOptions,
+    Stopwatch,
+    gemm_rates,
+    in_turn,
+    timed,
+)
 
 BEAMS = 20
 USERS = 512  # of our ways; an evaluation has thousands, so that users of one length fill batches
@@ -28,23 +37,19 @@ CLOSE = 1e-4
 ALIKE = 0.99
 
 
-def measure(options: SpeedOptions) -> PartResult:
+def measure(options: SpeedOptions) -> Iterator[PartResult]:
     """All rows on random weights, histories of 20 and of realistic lengths; with ``run`` on trained ones, too."""
     users = 8 if options.tiny else USERS
-    result = _compare(random_case(options, users, realistic=False), options, "")
-    figures, rows = dict(result.figures), list(result.rows)
+    yield _compare(random_case(options, users, realistic=False), options, "")
     more = {"realistic": random_case(options, users, realistic=True)}
     if options.run is not None:
         more["trained"] = trained_case(options.run, options.seed)
     for name, case in more.items():
-        result = _compare(case.users(users), options, f"{name}: ")
-        figures[name] = dict(result.figures)
-        rows += result.rows
+        compared = _compare(case.users(users), options, f"{name}: ")
+        yield PartResult({name: compared.figures}, compared.rows)
         if case.target is not None:
-            result = _trained(case, options)
-            figures[name] |= result.figures
-            rows += result.rows
-    return PartResult(figures, tuple(rows))
+            told = _trained(case, options)
+            yield PartResult({name: compared.figures | told.figures}, told.rows)
 
 
 class _Reference:
@@ -135,27 +140,9 @@ def _overlap(left: np.ndarray, right: np.ndarray) -> float:
     return float((left[:, :, None] == right[:, None]).any(2).mean())
 
 
-class _Count(TorchDispatchMode):
-    """Floating-point operations of matrix products; a multiplication and an addition are two."""
-
-    PRODUCTS = ("aten::mm", "aten::bmm", "aten::matmul", "aten::linear", "mkldnn::_linear_pointwise")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._schema.name in self.PRODUCTS:
-            self.operations += 2 * result.numel() * args[0].shape[-1]
-        elif func._schema.name in ("aten::addmm", "aten::baddbmm"):
-            self.operations += 2 * result.numel() * args[1].shape[-1]
-        return result
-
-
 def _shares(way: Recommender, case: Case, options: SpeedOptions, precision: str) -> dict[str, float]:
     """What part of the time is not spent in the network, and how near its products come to the machine's best rate."""
-    with _Count() as count:
+    with ProductCount() as count:
         _lists(way, case)
     search = way.searches[case.domain]
     seconds = [timed(lambda: _lists(way, case), options.device) for _ in range(options.rounds)]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GEMM_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 192, 768), (4096, 576, 576))
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -63,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class PartResult:
-    """A part's entry of speed.json (numbers, words, lists and dicts only) and its lines of the table."""
+    """What a part has just found: entries of speed.json (numbers, words, lists and dicts only), lines of the table."""
 
     figures: dict[str, Any]
     rows: tuple[Row, ...]
@@ -183,6 +184,24 @@ def in_turn(
             if number:
                 spent[name].append(seconds)
     return {name: tuple(seconds) for name, seconds in spent.items()}
+
+
+class ProductCount(TorchDispatchMode):
+    """Floating-point operations of matrix products; a multiplication and an addition are two."""
+
+    PRODUCTS = ("aten::mm", "aten::bmm", "aten::matmul", "aten::linear", "mkldnn::_linear_pointwise")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in self.PRODUCTS:
+            self.operations += 2 * result.numel() * args[0].shape[-1]
+        elif func._schema.name in ("aten::addmm", "aten::baddbmm"):
+            self.operations += 2 * result.numel() * args[1].shape[-1]
+        return result
 
 
 def gemm_rates(precision: str, device: str, seconds: float = 0.15) -> dict[str, float]:

@@ -36,24 +36,24 @@ HALF = 2.0  # what the random start needs over what this project's way takes: at
 GROWTH = 0.1  # of the bytes of more vectors: what peak memory may grow by
 
 
-def measure(options: SpeedOptions) -> PartResult:
+def measure(options: SpeedOptions) -> Iterator[PartResult]:
     """Synthetic clusters in two widths, the real domains where there are any, and the growth of peak memory."""
     settings = TINY if options.tiny else TokenizerSettings()
     count, widths = (TINY_ITEMS, TINY_WIDTHS) if options.tiny else (ITEMS, WIDTHS)
     shorter = replace(settings, epoch_items=min(EPOCH_ITEMS, settings.epoch_items))
-    figures: dict[str, Any] = {}
-    rows: list[Row] = []
-    for width in widths:
-        with _clusters(count, width, options.seed) as file:
-            result = _of_catalogue(read_clusters(file), shorter, options)
-        figures[f"synthetic_{width}"] = result.figures
-        rows += result.rows
+    yield _of_clusters(count, widths[0], shorter, options)
     if options.data_path is not None and (catalogue := real_domains(options.data_path)) is not None:
-        result = _of_catalogue(catalogue, settings, options)
-        figures["real"] = result.figures
-        rows += result.rows
-    result = _memory(count, widths[-1], shorter, options)
-    return PartResult(figures | {"memory": result.figures}, (*rows, *result.rows))
+        found = _of_catalogue(catalogue, settings, options)
+        yield PartResult({"real": found.figures}, found.rows)
+    found = _memory(count, widths[-1], shorter, options)
+    yield PartResult({"memory": found.figures}, found.rows)
+    yield _of_clusters(count, widths[-1], shorter, options)  # takes longest by far
+
+
+def _of_clusters(count: int, width: int, settings: TokenizerSettings, options: SpeedOptions) -> PartResult:
+    with _clusters(count, width, options.seed) as file:
+        found = _of_catalogue(read_clusters(file), settings, options)
+    return PartResult({f"synthetic_{width}": found.figures}, found.rows)
 
 
 @contextmanager

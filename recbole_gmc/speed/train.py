@@ -18,7 +18,16 @@ from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.products import onednn_batched, trains_by_onednn
 from recbole_gmc.speed.cases import MOST, Case, random_case
 from recbole_gmc.speed.epoch import outside
-from recbole_gmc.speed.measure import Comparison, PartResult, Row, SpeedOptions, in_turn, timed
+from recbole_gmc.speed.measure import (
+    Comparison,
+    PartResult,
+    ProductCount,
+    Row,
+    SpeedOptions,
+    gemm_rates,
+    in_turn,
+    timed,
+)
 from recbole_gmc.speed.reference import TrainStep, plain_t5
 
 # Training rows of Scientific (33,541: all prefixes under leave-one-out) by the items in their history: 1, 2, ... 20,
@@ -69,16 +78,16 @@ class PackedStep:
         return loss
 
 
-def measure(options: SpeedOptions) -> PartResult:
+def measure(options: SpeedOptions) -> Iterator[PartResult]:
     """Samples a second of both ways with the length mix of Scientific, and what of an epoch is outside the network."""
-    result = _Steps(options).compare()
-    figures, rows = dict(result.figures), list(result.rows)
+    compared = _Steps(options).compare()
+    yield compared
     for precision in ("fp32", "bf16"):
         shares = outside(LENGTHS, precision, options)
-        figures[precision]["outside"] = shares
-        part = f"{100 * shares['share']:.1f}% of time"
-        rows.append(Row(f"{precision}: epoch outside forward, backward and optimiser", part))
-    return PartResult(figures, tuple(rows))
+        row = Row(
+            f"{precision}: epoch outside forward, backward and optimiser", f"{100 * shares['share']:.1f}% of time"
+        )
+        yield PartResult({precision: compared.figures[precision] | {"outside": shares}}, (row,))
 
 
 class _Steps:
@@ -202,4 +211,27 @@ class _Steps:
         row("fp32_sdpa", "fp32", "usual, sdpa", "fp32; the same with sdpa")
         row("fp32_best_batch", "fp32", "usual, best batch", f"fp32; the same in its best batches ({best})")
         row("bf16_best_batch", "bf16", "usual, best batch", "bf16; the same in fp32")
-        return PartResult(figures, tuple(rows))
+        return PartResult(figures, (*rows, *self.products(figures, ways)))
+
+    def products(self, figures: dict[str, Any], ways: dict[str, Callable[[], None]]) -> Iterator[Row]:
+        """What each way multiplies and how fast, without dropout: what is saved, and what is left to gain.
+
+        Adds to the figures of both precisions.
+        """
+        there = self.operations(ways["usual"])
+        for precision in ("fp32", "bf16"):
+            found, here = figures[precision], self.operations(ways[precision])
+            best = max(gemm_rates(precision, self.options.device, 0.01 if self.options.tiny else 0.15).values())
+            rate, other = here * found["samples"] / 1e9, there * found["reference_samples"] / 1e9
+            found |= {"mflop_a_sample": here / 1e6, "reference_mflop_a_sample": there / 1e6, "gflops": rate}
+            found |= {"reference_gflops": other, "best_gflops": best, "roofline": rate / best}
+            yield Row(f"{precision}: products", f"{here / 1e6:.0f} MFLOP/sample", f"{there / 1e6:.0f} MFLOP/sample")
+            share = f"{rate:.0f} GFLOP/s, {100 * rate / best:.0f}% of {best:.0f}"
+            yield Row(f"{precision}: their rate, of the machine's best", share, f"{other:.0f} GFLOP/s")
+
+    def operations(self, work: Callable[[], None]) -> float:
+        """Floating-point operations a sample of a way's products, over all batches."""
+        with ProductCount() as count:
+            for _ in self.batches:
+                work()
+        return count.operations / (self.size * len(self.batches))

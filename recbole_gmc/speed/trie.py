@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,12 +28,11 @@ FLAT = 1.2
 CLOSE = 1e-4
 
 
-def measure(options: SpeedOptions) -> PartResult:
+def measure(options: SpeedOptions) -> Iterator[PartResult]:
     """Trees of 1 and 10 million items, the cost of a step in trees of 25,000 to 10 million, 10 million vectors."""
-    parts = [_build(options), _step(options), _tokenize(options)]
-    names = ("build", "step", "tokenize")
-    figures = {name: part.figures for name, part in zip(names, parts, strict=True)}
-    return PartResult(figures, tuple(row for part in parts for row in part.rows))
+    for name, part in (("build", _build), ("step", _step), ("tokenize", _tokenize)):
+        found = part(options)
+        yield PartResult({name: found.figures}, found.rows)
 
 
 def _sizes(options: SpeedOptions) -> tuple[int, ...]:
