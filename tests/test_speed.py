@@ -13,7 +13,8 @@ from recbole_gmc import cli
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.speed import epoch, large, train
-from recbole_gmc.speed.measure import SpeedOptions, Stopwatch
+from recbole_gmc.speed.command import run
+from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, Stopwatch
 
 HELD = 1 << 29  # bytes
 TINY = SpeedOptions(tiny=True, rounds=1)
@@ -103,6 +104,18 @@ def test_rounding_of_one_part_is_told_from_a_wrong_gradient(monkeypatch):
     once = rounded({2})
     assert once["same"] and once["parts_with_a_relu_at_zero"] == 1 and once["max_difference"] < 1e-5
     assert not rounded(set(range(1, 6)))["same"]
+
+
+def test_what_was_found_before_a_stop_is_kept(tmp_path, monkeypatch, capsys):
+    def measure(options):
+        yield PartResult({"first": {"same": True}}, (Row("the first", "1 s", "2 s"),))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run(["train", "--tiny", f"--output={tmp_path}"])
+    assert json.loads((tmp_path / "speed.json").read_text()) == {"train": {"first": {"same": True}}}
+    assert capsys.readouterr().err == "train: the first: 1 s | 2 s\n"
 
 
 def test_products_are_counted_as_torch_counts_them(report):
