@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -64,14 +65,16 @@ class ListRecommender(ABC):
         """The k best next items after ``history`` (item tokens, oldest first), each with its score.
 
         Raises:
-            DataError: unknown domain or item, an empty history, or k above the length of the lists.
+            DataError: unknown domain or item, a history that is no list or empty, or k that is no length of a list.
         """
         items = self.items
         if domain not in items.row_of:
             raise DataError(f"unknown domain {domain!r}", mend=f"Choose one of: {', '.join(items.domains)}")
-        if not 1 <= k <= self.decode.beam_size:
-            what = f"k = {k} is not within the {self.limit} of {self.decode.beam_size}"
-            raise DataError(what, mend="Ask for fewer items")
+        if not isinstance(k, Integral) or not 1 <= k <= self.decode.beam_size:
+            what = f"k = {k!r} is not within the {self.limit} of {self.decode.beam_size}"
+            raise DataError(what, mend=f"Ask for 1 to {self.decode.beam_size} items")
+        if isinstance(history, str):
+            raise DataError(f"the history {history!r} is one text", domain, "Give a list of item tokens, oldest first")
         if unknown := [token for token in history if token not in items.row_of[domain]]:
             raise DataError(f"{self.unknown}: {unknown[:10]}", domain, "Leave them out of the history")
         rows = [items.row_of[domain][token] for token in history][-self.max_items :]

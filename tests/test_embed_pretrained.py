@@ -220,6 +220,7 @@ def test_missing_folder_and_unknown_name(texts, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = refusal(texts, "nobody/no-such-model", tmp_path)
     assert "nobody/no-such-model" in message and "a folder" in message and "\n" not in message
+    assert "https://)" not in message, "advice of another library is left out, not cut in the middle"
 
 
 def test_pickled_weights_are_refused_and_never_opened(checkpoints, texts, tmp_path):

@@ -14,7 +14,8 @@ from recbole_gmc.files import read_json
 FLAGS = {
     "epochs": "1",
     "lora_epochs": "1",
-    "tokenizer": "rkmeans",
+    "tokenizer_epochs": "3",
+    "tokenizer_warmup_epochs": "2",
     "max_prefixes": "1",
     "valid_users": "20",
     "num_encoder_layers": "1",

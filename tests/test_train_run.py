@@ -175,7 +175,9 @@ def test_bad_questions_are_refused(runs):
         ("Big", ["small-1"], 5, "items without semantic IDs: .'small-1'"),
         ("Big", [], 5, "the history is empty"),
         ("Big", ["big-1"], 21, "not within the beam of 20"),
-        ("Big", ["big-1"], 0, "not within the beam"),
+        ("Big", ["big-1"], 0, "not within the beam of 20. Ask for 1 to 20 items"),
+        ("Big", ["big-1"], 2.5, "k = 2.5 is not within the beam"),
+        ("Big", "big-1", 5, "the history 'big-1' is one text"),
     ]:
         with pytest.raises(DataError, match=message):
             model.recommend(domain, history, k)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from logging import getLogger
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,8 +146,8 @@ def _configuration(source: str) -> Any:
     except EmbeddingError:
         raise
     except Exception as error:  # many kinds: no connection, no such name, broken JSON
-        reason = " ".join(str(error).split())
-        what = f"no transformers checkpoint of this name or in this folder ({reason[:200]})"
+        reason = " ".join(str(error).split()).split(". ")[0]  # what follows is advice, with addresses
+        what = f"no transformers checkpoint of this name or in this folder ({shorten(reason, 200)})"
         raise EmbeddingError(what, f"{KEY} {source}", known) from error
     if type(config) not in transformers.MODEL_MAPPING:
         raise EmbeddingError(f"architecture {kind!r} has no bare network", f"{KEY} {source}", known)
