@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 
 import pytest
 import yaml
@@ -153,6 +154,17 @@ def test_bad_use_is_one_line(root, capsys, flags, said):
     assert tune(*flags) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+    assert not (root / "out").exists()
+
+
+@pytest.mark.parametrize(("tool", "module"), [("ray", "ray"), ("hyperopt", "hyperopt")])
+def test_a_tool_that_is_not_there_is_said_before_any_work(root, capsys, monkeypatch, tool, module):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    assert tune(f"--tool={tool}") != 0
+    error = capsys.readouterr().err
+    assert tool in error.lower() and "nstall" in error and error.count("\n") == 1
     assert not (root / "out").exists()
 
 

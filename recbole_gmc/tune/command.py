@@ -79,9 +79,11 @@ def run(arguments: Sequence[str]) -> None:
 
     Raises:
         SettingError: bad flags, a bad space, or a value in it that the model refuses, before any work.
+        DependencyError: the tool is not there, before any work.
         RunError: no trial was finished.
     """
     request = parse(arguments)
+    (ray_search.require_ray if request.tool == "ray" else search.require_hyperopt)()
     refuse_bad_points(request)
     folder = request.folder
     _claim(request)

@@ -54,6 +54,19 @@ def _objective(drawn: Mapping[str, Any], plan: Plan, space: Space, trials: Path)
     session.report({SCORE: trial.score or 0.0, "epoch": trial.epochs, "state": trial.state})
 
 
+def require_ray() -> None:
+    """Raises DependencyError if Ray Tune cannot be imported."""
+    try:
+        import ray.tune.schedulers
+        import ray.tune.search  # noqa: F401
+    except Exception as error:  # a ray that does not fit its neighbours fails in many ways
+        raise DependencyError(
+            f"Ray Tune cannot be imported ({type(error).__name__}: {error})",
+            "--tool=ray",
+            "Install a ray[tune] that fits this Python and its NumPy, or leave --tool out: hyperopt needs no ray",
+        ) from error
+
+
 def search(plan: Plan, space: Space, options: SearchOptions, ray_options: RayOptions, folder: Path) -> list[Trial]:
     """Runs the trials; every one leaves its folder and its entry, those that ASHA stopped included.
 
@@ -61,15 +74,12 @@ def search(plan: Plan, space: Space, options: SearchOptions, ray_options: RayOpt
         DependencyError: Ray Tune cannot be imported.
         RunError: a trial ended in an error that is not its settings' fault.
     """
-    try:
-        import ray
-        from ray import tune
-        from ray.tune.schedulers import ASHAScheduler
-        from ray.tune.search import BasicVariantGenerator
-    except ImportError as error:
-        raise DependencyError(
-            f"Ray Tune cannot be imported ({error})", "tune", "pip install 'recbole_gmc[tune]'"
-        ) from error
+    require_ray()
+    import ray
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search import BasicVariantGenerator
+
     trials = folder / "trials"
     every = options.algo == "exhaustive"
     started_here = not ray.is_initialized()

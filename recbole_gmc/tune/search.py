@@ -20,6 +20,14 @@ from recbole_gmc.tune.trial import Trial, run_trial
 MANY = 100  # trials of an open space, as in RecBole
 
 
+def require_hyperopt() -> None:
+    """Raises DependencyError if hyperopt is not installed."""
+    try:
+        import hyperopt  # noqa: F401
+    except ImportError as error:
+        raise DependencyError("hyperopt is not installed", "tune", "pip install 'recbole_gmc[tune]'") from error
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """How a search goes.
@@ -49,10 +57,7 @@ class Search(HyperTuning):
     """
 
     def __init__(self, plan: Plan, space: Space, options: SearchOptions, trials: Path) -> None:
-        try:
-            import hyperopt  # noqa: F401
-        except ImportError as error:
-            raise DependencyError("hyperopt is not installed", "tune", "pip install 'recbole_gmc[tune]'") from error
+        require_hyperopt()
         most = options.trials(space)
         super().__init__(
             self._run_one,
