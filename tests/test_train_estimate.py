@@ -78,6 +78,11 @@ def test_all_stages_add_up(monkeypatch):
     assert total == (10 * 100 + 3 * 20 * 2.0) + (2 * 60 + 2 * 10 * 2.0)
 
 
+def test_all_is_never_less_than_the_first_epoch_and_its_validation():
+    load = estimate.Load(stage("unified", epochs=1, eval_step=2), 100, 20)
+    assert load.seconds(1.0, 2.0) == 100 * 1.0 + 20 * 2.0
+
+
 @pytest.mark.parametrize("model", ["GMC", "GMCPlus"])
 def test_asking_changes_nothing_and_ranks_as_validation_does(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["test"])

@@ -28,8 +28,11 @@ class Load:
     users: int
 
     def seconds(self, row: float, user: float) -> float:
-        """Of all epochs and their validations, for so many seconds a training row and a ranked user."""
-        validations = self.stage.epochs // max(1, self.stage.eval_step)
+        """Of all epochs and their validations, for so many seconds a training row and a ranked user.
+
+        One validation at least: the weights of a stage are held against those before it.
+        """
+        validations = max(1, self.stage.epochs // max(1, self.stage.eval_step))
         return self.stage.epochs * self.rows * row + validations * self.users * user
 
 
