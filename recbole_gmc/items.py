@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,10 @@ class ItemIndex:
     Domains keep their given order; inside a domain the tokens are sorted, so the order of rows in a file never
     changes a result. A row number is only valid together with its index; tokens are what is stored.
 
+    Attributes:
+        named: domain -> all tokens that its files name. Some are no candidates: items that nobody took, or that a
+            filter left out. ``None`` where the files are not at hand.
+
     Example:
         >>> items = ItemIndex.of({"A": ["x", "b"], "B": ["x"]})
         >>> items.tokens["A"], len(items), items.rows("B"), items.domain_of_row.tolist()
@@ -25,10 +29,11 @@ class ItemIndex:
     """
 
     tokens: Mapping[str, tuple[str, ...]]
+    named: Mapping[str, frozenset[str]] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, tokens: Mapping[str, Iterable[str]]) -> ItemIndex:
-        return cls({domain: tuple(sorted(set(names))) for domain, names in tokens.items()})
+    def of(cls, tokens: Mapping[str, Iterable[str]], named: Mapping[str, frozenset[str]] | None = None) -> ItemIndex:
+        return cls({domain: tuple(sorted(set(names))) for domain, names in tokens.items()}, named)
 
     @property
     def domains(self) -> tuple[str, ...]:

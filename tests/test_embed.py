@@ -196,7 +196,8 @@ def test_what_an_encoder_gives_is_checked_before_it_is_kept(texts, tmp_path, mon
 @pytest.fixture
 def ready(tmp_path):
     """Two domains with files in another order than the catalogue's, one item more than it has."""
-    items = ItemIndex.of({"A": [f"a{i:02}" for i in range(15)], "B": ["x", "y"]})
+    tokens = {"A": [f"a{i:02}" for i in range(15)], "B": ["x", "y"]}
+    items = ItemIndex.of(tokens, {domain: frozenset([*names, "extra"]) for domain, names in tokens.items()})
     random = np.random.default_rng(0)
     paths = {}
     for domain in items.domains:
@@ -252,6 +253,7 @@ FAULTS = {
     "too large": (np.array([[1, 2, 3], [1, 1e99, 3]]), "xy", "NaN or infinite values: B/y"),
     "zero": (np.array([[0, 0, 0], [1, 2, 3.0]]), "xy", "all zero: B/x"),
     "item missing": (np.ones((2, 3)), "xz", "1 items of B have no embedding: y"),
+    "item unknown": (np.ones((4, 3)), "xyzw", "2 items that no file of B names: z, w"),
     "item twice": (np.ones((3, 3)), "xyx", "f.ids:3: item 'x' is already on line 1"),
     "empty line": (np.ones((2, 3)), ["x", ""], "f.ids:2: an empty line"),
     "other width": (np.ones((2, 4)), "xy", "A 3, B 4"),

@@ -84,6 +84,7 @@ class GMCDataset(SequentialDataset):
         fields = fields_of(self._data_settings.text_fields, self.domains)
         columns = Columns(self.uid_field, self.iid_field, self.time_field, self._filter_fields())
         self._tables: dict[str, DomainText] = {}
+        self._named: dict[str, frozenset[str]] = {}
         frames = {}
         for domain in self.domains:
             folder = root / domain
@@ -96,6 +97,7 @@ class GMCDataset(SequentialDataset):
                 item_field=self.iid_field,
                 separator=separator,
             )
+            self._named[domain] = frozenset(self._tables[domain].texts) | frozenset(frame[self.iid_field])
             if self._data_settings.missing_text == "drop":
                 frame = with_text(frame, self._tables[domain], columns)
             frames[domain] = frame
@@ -141,7 +143,7 @@ class GMCDataset(SequentialDataset):
         self.user_domains, self._user_tokens = taken_apart(self.field2id_token[self.uid_field].tolist(), self.domains)
         item_domains, tokens = taken_apart(self.field2id_token[self.iid_field].tolist(), self.domains)
         by_domain = {d: tokens[item_domains == t].tolist() for t, d in enumerate(self.domains)}
-        self.items = ItemIndex.of(by_domain)
+        self.items = ItemIndex.of(by_domain, self._named)
         rows = [
             self.items.row_of[self.domains[t]][token] for t, token in zip(item_domains[1:], tokens[1:], strict=True)
         ]

@@ -22,14 +22,15 @@ def read_all(items: ItemIndex, paths: Mapping[str, str]) -> LazyVectors:
     """One file a domain in the catalogue's row order: float32 [items, D], checked, read when asked for.
 
     Args:
-        items: the catalogue. Rows of other items are counted aloud and left out, as ``.item`` rows without
-            interactions are no candidates.
+        items: the catalogue. Rows of items that only its files name are counted aloud and left out, as ``.item`` rows
+            without interactions are no candidates.
         paths: domain -> ``.npy`` file, float16, float32 or float64 [rows, D]; relative to the working directory.
 
     Raises:
         SettingError: a domain without a file.
         EmbeddingError: a file that is missing, holds objects, has a wrong shape, NaN or zero rows, repeated
-            tokens, or lacks catalogue items (the first ten are named); or domains of different D.
+            tokens, lacks catalogue items or has some that no file of the domain names (the first ten are told); or
+            domains of different D.
     """
     if missing := [domain for domain in items.domains if domain not in paths]:
         mend = "Give one .npy file a domain, as {<domain>: <file>.npy}"
@@ -62,6 +63,9 @@ def _read_domain(items: ItemIndex, domain: str, path: str) -> tuple[MappedFile, 
     if missing := [token for token in wanted if token not in position]:
         what = f"{len(missing)} items of {domain} have no embedding: {first_tokens(missing)}"
         raise EmbeddingError(what, str(ids), "Embed every item that has an interaction")
+    if unknown := [token for token in tokens if items.named and token not in items.named[domain]]:
+        what = f"{len(unknown)} items that no file of {domain} names: {first_tokens(unknown)}"
+        raise EmbeddingError(what, str(ids), f"Take the file that was made for {domain}, or leave these rows out")
     if extra := len(position) - len(wanted):
         logger.info("%s: %d of %d rows are not in the catalogue and are left out", file, extra, len(tokens))
     return table, np.fromiter((position[token] for token in wanted), dtype=np.int64, count=len(wanted))
