@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import re
 import sys
 
 import pytest
@@ -206,6 +207,21 @@ def test_every_key_of_gmc_is_known_and_explained():
     keys.refuse_unknown(file)
     unexplained = {name for group in GROUPS for name in keys_of(group)} - set(file)
     assert unexplained == set()
+
+
+@pytest.mark.parametrize("model", ["GMC", "GMCPlus", "IDGenRec", "P5CID", "RecFormer", "TIGER", "UniSRec", "VQRec"])
+def test_every_key_of_a_model_says_its_type_and_its_source(model):
+    from recbole_gmc.lookup import packaged
+    from recbole_gmc.values import read_yaml
+
+    file = packaged(f"properties/model/{model}.yaml")
+    comments, key = dict.fromkeys(read_yaml(file), ""), None
+    for line in file.read_text().splitlines():
+        key = key if line.startswith(" ") else line.partition(":")[0]
+        if key in comments:
+            comments[key] += line.partition(" #")[2]
+    wanted = r"\s*\((int|float|bool|str|list|dict)\b.*\[\w"
+    assert [key for key, comment in comments.items() if not re.match(wanted, comment)] == []
 
 
 def test_embedded_data_lies_where_the_plugin_put_it(toy, monkeypatch):
