@@ -133,6 +133,8 @@ def run(flags: dict[str, str]) -> Any:
     flags = dict(flags)
     if "resume" in flags:
         folder = flags.pop("resume")
+        if not folder:
+            raise SettingError("names no folder", where="--resume", mend="Write --resume=runs/<folder>")
         if flags:
             raise SettingError(
                 f"goes on with the run's own settings, not with --{next(iter(flags))}",

@@ -61,6 +61,7 @@ def test_flags_become_settings(calls):
         (["-x"], "'-x' is not a setting"),
         (["--model=GMC", "x"], "'x' is not a setting"),
         (["--resume=r", "--epochs=1"], "--resume: goes on with the run's own settings, not with --epochs"),
+        (["--resume="], "--resume: names no folder. Write --resume=runs/<folder>"),
         (["--model=GMC", "--dataset=A", "--nproc=two"], "--nproc: 'two' is not a whole number"),
         (["--model=GMC"], "dataset: no dataset is named. Give --dataset=<name>"),
         (["--dataset=A"], "model: no model is named. Give --model=<name>"),

@@ -131,7 +131,7 @@ def test_fault_03_items_without_text_keep_their_interactions(tmp_path, caplog):
     texts = dataset.texts().texts
     assert texts == ("apple Brand", placeholder("D", "b"), "cherry Brand", placeholder("D", "d"))
     assert texts[1] != texts[3]
-    with pytest.raises(DataError, match=r"D\.item: 2 items have no text: b, d"):
+    with pytest.raises(DataError, match=r"D/D\.item: 2 items have no text: b, d"):
         GMCDataset(config_of(tmp_path, "D", missing_text="error"))
     caplog.clear()
     dropped = GMCDataset(config_of(tmp_path, "D", missing_text="drop"))

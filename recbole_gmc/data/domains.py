@@ -183,8 +183,8 @@ class GMCDataset(SequentialDataset):
             return
         what = f"{len(missing)} items have no text"
         if self._data_settings.missing_text == "error":
-            first = ", ".join(missing[:10])
-            raise DataError(f"{what}: {first}", f"{domain}.item", "Add it, or set missing_text to placeholder or drop")
+            first, file = ", ".join(missing[:10]), Path(self.dataset_path).parent / domain / f"{domain}.item"
+            raise DataError(f"{what}: {first}", str(file), "Add it, or set missing_text to placeholder or drop")
         logger.warning(f"{domain}: {what}; each gets a placeholder (missing_text)")
 
     # ------------------------------------------------------------------ rows
