@@ -1,6 +1,7 @@
 """Embeddings that stay on disk: the same numbers as in memory, and never more of them at once than a block."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,24 +86,56 @@ def test_ready_files_are_never_read_whole(tmp_path, monkeypatch):
 def test_pages_are_given_back(tmp_path, monkeypatch):
     file, _ = on_disk(tmp_path, np.zeros((1000, 64), np.float32))
     given = []
-    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 100 * 64 * 4)
     monkeypatch.setattr(
         MappedFile, "_give_back", lambda self: given.append(self._touched) or setattr(self, "_touched", 0)
     )
+    file[0:1000]
+    assert given == [], "a small file may stay"
+    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 100 * 64 * 4)
     for start in range(0, 1000, 30):
         file[start : start + 30]
     assert len(given) == 8 and max(given) <= 130 * 64 * 4
     given.clear()
-    file[np.array([5, 900])]  # two rows far apart bring their surroundings along
-    assert len(given) == 1
+    file[0:1000]  # one read of everything keeps no more than many
+    assert len(given) == 10 and max(given) <= 200 * 64 * 4
 
 
-def test_rows_stay_right_after_pages_were_given_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 1)
-    table = np.arange(5000, dtype=np.float32).reshape(500, 10)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["f4", ">f4", "f2", "f8"])
+def test_rows_of_a_large_file_are_those_of_a_small_one(tmp_path, monkeypatch, order, dtype):
+    table = np.arange(5000).reshape(500, 10).astype(dtype, order=order)
     file, _ = on_disk(tmp_path, table)
-    for rows in (slice(0, 500), slice(3, 70), np.array([499, 0, 250])):
-        assert np.array_equal(file[rows], table[rows])
+    wanted = slice(0, 500), slice(3, 70), slice(490, 600), np.array([499, 0, 250, 0]), np.array([], np.int64)
+    small = [file[rows] for rows in wanted]
+    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 1)
+    for rows, truth in zip(wanted, small, strict=True):
+        assert np.array_equal(file[rows], truth) and np.array_equal(truth, table[rows].astype(np.float32))
+        assert file[rows].dtype == np.float32
+
+
+def test_single_rows_of_a_large_file_leave_no_pages(tmp_path, monkeypatch):
+    """``RssFile``: the pages of files that are mapped into this process."""
+    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 1 << 20)
+    file, _ = on_disk(tmp_path, np.ones((4000, 4096), np.float16))  # 32 MiB
+    before = mapped_bytes()
+    rows = np.random.default_rng(0).permutation(4000)[:1000]
+    assert (file[rows] == 1).all()
+    assert mapped_bytes() - before < 1 << 23
+
+
+def mapped_bytes():
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("no /proc here")
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("RssFile"))
+
+
+def test_a_file_that_became_shorter_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "RESIDENT_BYTES", 1)
+    file, _ = on_disk(tmp_path, np.ones((500, 10)))
+    os.truncate(tmp_path / "v.npy", 1000)
+    with pytest.raises(EmbeddingError, match="v.npy.*changed"):
+        file[np.array([3, 499])]
 
 
 def test_a_file_that_changes_under_a_run_is_refused(tmp_path):

@@ -13,14 +13,14 @@ from recbole_gmc.errors import EmbeddingError
 from recbole_gmc.vectors import Vectors
 
 RESIDENT_BYTES = 1 << 26  # of a file's pages that may stay mapped before they are given back
-AROUND = 1 << 16  # the kernel maps up to this much around one row read on its own
 
 
 class MappedFile:
     """An array [rows, D] in a ``.npy`` file, memory-mapped read-only.
 
-    The pages that a mapping has touched count as this process's memory until the system wants them back, so they are
-    given back after every ``RESIDENT_BYTES``; what is read again mostly comes from the system's cache.
+    The pages that a mapping has touched count as this process's memory until the system wants them back. So those of a
+    larger file are given back after every ``RESIDENT_BYTES``, and its single rows are not read by the mapping at all,
+    as Linux maps up to 2 MiB around each. What is read again mostly comes from the system's cache.
 
     Raises:
         ValueError, OSError, EOFError: not a readable ``.npy`` file of numbers.
@@ -33,13 +33,48 @@ class MappedFile:
         self._touched = 0
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """float32 [rows, D], a copy; a number past float32's range becomes infinite."""
+        """float32 [rows, D], a copy; a number past float32's range becomes infinite.
+
+        Raises:
+            EmbeddingError: the file has become shorter.
+        """
+        table = self.table
         with np.errstate(over="ignore"):
-            found = np.array(self.table[rows], dtype=np.float32)
-        row = self.table.itemsize * self.table.shape[1]
-        self._touched += len(found) * (row if isinstance(rows, slice) else row + AROUND)
-        if self._touched > RESIDENT_BYTES:
-            self._give_back()
+            if table.nbytes <= RESIDENT_BYTES:
+                return np.array(table[rows], dtype=np.float32)
+            if isinstance(rows, slice):
+                return self._block(rows)
+            if table.flags.c_contiguous and hasattr(os, "preadv"):
+                return self._single(rows)
+            return np.concatenate([self._block(slice(0, 0)), *(self._block(slice(row, row + 1)) for row in rows)])
+
+    def _block(self, rows: slice) -> np.ndarray:
+        """Rows that follow each other, through the mapping."""
+        start, stop, _ = rows.indices(len(self.table))
+        found = np.empty((max(0, stop - start), self.table.shape[1]), dtype=np.float32)
+        size = self.table.itemsize * self.table.shape[1]
+        most = max(1, RESIDENT_BYTES // size)
+        for low in range(start, stop, most):
+            high = min(low + most, stop)
+            found[low - start : high - start] = self.table[low:high]
+            self._touched += (high - low) * size
+            if self._touched >= RESIDENT_BYTES:
+                self._give_back()
+        return found
+
+    def _single(self, rows: np.ndarray) -> np.ndarray:
+        """Rows from anywhere, each by a call of its own."""
+        table = self.table
+        found = np.empty((len(rows), table.shape[1]), dtype=np.float32)
+        row = np.empty(table.shape[1], dtype=table.dtype)
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            for number, place in enumerate(rows.tolist()):
+                if os.preadv(file, [row], table.offset + place * row.nbytes) != row.nbytes:
+                    raise self._changed()
+                found[number] = row
+        finally:
+            os.close(file)
         return found
 
     def _give_back(self) -> None:
@@ -51,8 +86,11 @@ class MappedFile:
     def refuse_change(self) -> None:
         """Raises ``EmbeddingError`` if the file is not the one that was opened."""
         if _state(self.path) != self._before:
-            mend = "Start again, and leave the file alone while a run reads it"
-            raise EmbeddingError("the file was changed while it was read", str(self.path), mend)
+            raise self._changed()
+
+    def _changed(self) -> EmbeddingError:
+        mend = "Start again, and leave the file alone while a run reads it"
+        return EmbeddingError("the file was changed while it was read", str(self.path), mend)
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
