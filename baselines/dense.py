@@ -70,9 +70,14 @@ class SequenceEncoder(nn.Module):
         Rows of one length pass together, so no padding is computed: most histories are much shorter than S.
         """
         order = torch.argsort(length, stable=True)
-        lengths, counts = torch.unique_consecutive(length[order], return_counts=True)
-        groups = zip(order.split(counts.tolist()), lengths.tolist(), strict=True)
-        last = torch.cat([self._last(vectors[rows, :count]) for rows, count in groups])
+        ordered = length[order]
+        lengths, counts = torch.unique_consecutive(ordered, return_counts=True)
+        # All tokens by one index: one a group would have a gradient as large as `vectors` for each of them.
+        inside = torch.arange(vectors.shape[1], device=vectors.device) < ordered[:, None]
+        row, place = inside.nonzero().unbind(1)
+        tokens = vectors.flatten(0, 1).index_select(0, order[row] * vectors.shape[1] + place)
+        groups = zip(tokens.split((lengths * counts).tolist()), lengths.tolist(), strict=True)
+        last = torch.cat([self._last(group.view(-1, count, group.shape[1])) for group, count in groups])
         return last[torch.argsort(order)]
 
     def _last(self, vectors: Tensor) -> Tensor:
