@@ -249,7 +249,9 @@ class DecoderNetwork:
         scores = torch.bmm(query.reshape(heads * size, width, -1), key.transpose(1, 2))
         if bias is not None:
             scores.view(heads, size, width, -1).add_(bias)
-        mixed = torch.bmm(scores.softmax(-1), value)
+        # From bf16 into float32 and back: into bf16 torch takes up to four times as long for rows as short as these.
+        weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        mixed = torch.bmm(weights, value)
         return mixed.view(heads, size, width, -1).permute(1, 2, 0, 3).reshape(size * width, -1)
 
     def _look(

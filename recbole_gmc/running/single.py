@@ -24,6 +24,7 @@ from recbole_gmc.running.domain_run import DomainRun
 from recbole_gmc.running.planning import DomainPlan
 from recbole_gmc.running.refusals import refusing
 from recbole_gmc.train.budget import Budget, BudgetReached
+from recbole_gmc.train.memory import keep_freed_memory
 
 PRETRAINED = ("S3Rec",)  # models of RecBole whose training has two stages
 
@@ -93,6 +94,8 @@ def _prepared(plan: DomainPlan) -> tuple[Config, tuple[Any, Any, Any], torch.nn.
     model, domain = plan.model, plan.domain
     with refusing(f"settings of {model}"):
         config = Config(model, domain, [], dict(plan.settings))
+    if config["device"].type == "cpu":
+        keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(f"{model} on {domain}")

@@ -19,6 +19,7 @@ from recbole_gmc.places import checkpoint_dir, run_dir
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.checkpoint import Checkpoint
+from recbole_gmc.train.memory import keep_freed_memory
 from recbole_gmc.train.precision import use_bf16
 
 Result = dict[str, float]
@@ -34,6 +35,8 @@ class RankingTrainer(Trainer):
         self.settings = read(TrainSettings, config)
         if self.settings.cpu_threads:
             torch.set_num_threads(self.settings.cpu_threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.bf16 = use_bf16(self.settings.precision, self.device, bool(self.enable_amp))
         self.lists = ListEvaluator(config, self.eval_collector)
         self.saved_model_file = str(checkpoint_dir(config))
