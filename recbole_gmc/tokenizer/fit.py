@@ -23,7 +23,6 @@ from recbole_gmc.tokenizer.codebooks import restart_dead_codes, start_codebooks
 from recbole_gmc.tokenizer.encoding import Encoded, encode_all
 from recbole_gmc.tokenizer.kmeans import sample_size
 from recbole_gmc.tokenizer.learned import Learned
-from recbole_gmc.tokenizer.linear import use_onednn
 from recbole_gmc.tokenizer.losses import domain_contrastive_loss, quantization_loss, reconstruction_loss
 from recbole_gmc.tokenizer.quality import codes_used, perplexity
 from recbole_gmc.tokenizer.rkmeans import moments
@@ -107,7 +106,8 @@ class _Training:
             rank=settings.rank,
             sinkhorn=settings.sinkhorn,
         ).to(device)
-        use_onednn(self.model, tokenizer_by_onednn(settings.gemm, device))
+        by_onednn = tokenizer_by_onednn(settings.gemm, device)
+        self.model.multiply_by(bf16=settings.precision == "bf16", onednn=by_onednn)
         self.encoded = Encoded(self.model, vectors, mean if settings.scale_input else 0 * mean, scale)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True

@@ -34,10 +34,3 @@ class _OneDnnLinear(torch.autograd.Function):
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """``left`` [n, k] times the transpose of ``right`` [m, k]."""
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
-
-
-def use_onednn(network: nn.Module, on: bool) -> None:
-    """Lets all linear layers of ``network`` multiply by oneDNN, or by torch's default."""
-    for module in network.modules():
-        if isinstance(module, Linear):
-            module.onednn = on

@@ -31,15 +31,29 @@ class Quantized:
     vectors: Tensor
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them (none after the last), xavier-normal weights, zero biases."""
-    layers: list[nn.Module] = []
-    for number, (width, following) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        layer = Linear(width, following)
-        nn.init.xavier_normal_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        layers += [nn.ReLU(), layer] if number else [layer]
-    return nn.Sequential(*layers)
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them (none after the last), xavier-normal weights, zero biases.
+
+    With ``bf16`` the products of a step of training are made in it; inputs, outputs and weights stay float32, and so
+    does all that needs no gradient: latents and codes of a trained network do not depend on it.
+    """
+
+    bf16 = False
+
+    def __init__(self, *sizes: int) -> None:
+        layers: list[nn.Module] = []
+        for number, (width, following) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layer = Linear(width, following)
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layers += [nn.ReLU(), layer] if number else [layer]
+        super().__init__(*layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not (self.bf16 and torch.is_grad_enabled()):
+            return super().forward(inputs)
+        with torch.autocast(inputs.device.type, torch.bfloat16):
+            return super().forward(inputs).float()
 
 
 class ResidualQuantizer(nn.Module):
@@ -112,9 +126,17 @@ class RQVAE(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [width, *hidden, dim]
-        self.encoder = mlp(sizes) if rank is None else nn.Sequential(mlp([width, *hidden, rank]), mlp([rank, dim]))
-        self.decoder = mlp(sizes[::-1])
+        self.encoder = MLP(*sizes) if rank is None else nn.Sequential(MLP(width, *hidden, rank), MLP(rank, dim))
+        self.decoder = MLP(*sizes[::-1])
         self.quantizer = ResidualQuantizer(levels, codebook_size, dim, sinkhorn)
+
+    def multiply_by(self, *, bf16: bool, onednn: bool) -> None:
+        """How the encoder and the decoder multiply; bf16 is torch's alone."""
+        for module in self.modules():
+            if isinstance(module, MLP):
+                module.bf16 = bf16
+            elif isinstance(module, Linear):
+                module.onednn = onednn and not bf16
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Quantized]:
         """Returns the reconstruction [B, D] of ``inputs`` and how it was quantised."""
