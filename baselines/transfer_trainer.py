@@ -60,11 +60,14 @@ class TransferTrainer(StageTrainer):
     def _stages(
         self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
     ) -> None:
+        domains, whole = self.model.items.domains, self.budget
         if self.model.transfer.epochs:
+            self.budget = whole.part(2 if self.config["epochs"] else 1)  # fine-tuning gets the other half
             self._run(self.model.pretrain_stage(), train, watched, loop)
         if not self.config["epochs"]:
             return
-        for position, domain in enumerate(self.model.items.domains):
+        for position, domain in enumerate(domains):
+            self.budget = whole.part(len(domains) - position)
             self._seed(f"copy:{domain}")
             self.model.add_domain(domain)
             # A domain without validation users is trained as RecBole does without validation data: all epochs.

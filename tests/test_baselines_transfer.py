@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -216,6 +217,18 @@ def test_one_domain_alone_and_no_tuning(root, model):
     result = read_json(root / f"{model}-alone/result.json")
     assert list(result["domains"]) == ["Small"] and result["epochs"] == {"pretrain": 1}
     assert recbole_gmc.load(root / f"{model}-alone").recommend("Small", ["small-1"], 12)
+
+
+def test_a_budget_leaves_every_domain_its_part(root, monkeypatch):
+    """Pre-training alone would take all of it; half goes to fine-tuning, in equal parts."""
+    clock = itertools.count()
+    monkeypatch.setattr("recbole_gmc.train.budget.process_time", lambda: next(clock))  # a second a look
+    long = {"epochs": 500, "stopping_step": 500, "pretrain_epochs": 500, "pretrain_stopping_step": 500}
+    run("UniSRec", root, "budget", **long, budget_minutes=1)
+    told = read_json(root / "budget/result.json")
+    epochs = told["epochs"]
+    assert told["budget_limited"] and 10 <= epochs["pretrain"] <= 20
+    assert all(3 <= epochs[f"finetune:{domain}"] <= 15 for domain in ("Big", "Small")), epochs
 
 
 @pytest.mark.parametrize("model", MODELS)
