@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from recbole.model.layers import TransformerEncoder
+from recbole.model.layers import TransformerEncoder, TransformerLayer
 from torch import Tensor, nn
 
 from recbole_gmc.errors import SettingError
@@ -86,7 +86,30 @@ class SequenceEncoder(nn.Module):
         hidden = self.dropout(self.norm(vectors + self.position.weight[:size]))
         later = torch.ones(size, size, dtype=torch.bool, device=vectors.device).triu(1)
         mask = torch.zeros(later.shape, dtype=hidden.dtype, device=vectors.device).masked_fill(later, -10000.0)
-        return self.blocks(hidden, mask, output_all_encoded_layers=False)[-1][:, -1]
+        *first, last = self.blocks.layer
+        for block in first:
+            hidden = block(hidden, mask)
+        return last_output(last, hidden)
+
+
+def last_output(block: TransformerLayer, hidden: Tensor) -> Tensor:
+    """[b, d]: what a block of RecBole puts out at the last place of ``hidden`` [b, S, d], which sees all of them.
+
+    Of the last block nobody reads the other places; computing them would cost about a quarter of the encoder.
+    """
+    attention = block.multi_head_attention
+    query, key, value = (
+        attention.transpose_for_scores(product(part)).transpose(1, 2)
+        for product, part in (
+            (attention.query, hidden[:, -1:]),
+            (attention.key, hidden),
+            (attention.value, hidden),
+        )
+    )
+    scores = query @ key.transpose(2, 3) / attention.sqrt_attention_head_size
+    mixed = attention.attn_dropout(attention.softmax(scores)) @ value
+    out = attention.out_dropout(attention.dense(mixed.transpose(1, 2).flatten(2)))
+    return block.feed_forward(attention.LayerNorm(out + hidden[:, -1:])).squeeze(1)
 
 
 class DenseNetwork(nn.Module, ABC):

@@ -64,6 +64,12 @@ def test_the_sequence_encoder_is_that_of_recbole(root):
     told = theirs.forward(padded, length)
     made = mine(theirs.item_embedding(items), length)  # what lies past the history is never seen
     assert torch.allclose(made, told, atol=1e-5) and made.shape == (9, 12)
+    told.pow(3).sum().backward()
+    told = [theirs.item_embedding.weight.grad[1:].clone(), *(p.grad for p in theirs.trm_encoder.parameters())]
+    theirs.item_embedding.weight.grad = None
+    made.pow(3).sum().backward()
+    made = [theirs.item_embedding.weight.grad[1:], *(p.grad for p in mine.blocks.parameters())]
+    assert all(torch.allclose(here, there, atol=1e-4) for here, there in zip(made, told, strict=True))
 
 
 def test_lists_are_exact_and_ties_keep_the_order_of_the_catalogue():
