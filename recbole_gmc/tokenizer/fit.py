@@ -110,7 +110,11 @@ class _Training:
         self.model.multiply_by(bf16=settings.precision == "bf16", onednn=by_onednn)
         self.encoded = Encoded(self.model, vectors, mean if settings.scale_input else 0 * mean, scale)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.used = torch.zeros(settings.levels, settings.codebook_size, dtype=torch.bool, device=device)
         self.history: list[dict] = []
