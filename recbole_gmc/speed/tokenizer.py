@@ -156,7 +156,8 @@ def _of_catalogue(
     )
     yield PartResult({name: quality | start}, rows)
     quick = _quickest(catalogue, settings, options, ours)
-    after = f"{quick['reconstruction']:.4f} after {quick['all_seconds']:.1f} s, collisions {quick['collision_rate']:.2%}"
+    spent, collisions = quick["all_seconds"], quick["collision_rate"]
+    after = f"{quick['reconstruction']:.4f} after {spent:.1f} s, collisions {collisions:.2%}"
     row = Row(
         f"{title}: the same reconstruction by tokenizer_adam_beta2={BETA2}, {quick['precision']}",
         f"{start['seconds']:.1f} s",
