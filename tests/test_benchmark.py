@@ -16,7 +16,7 @@ import pytest
 from run_help import python, tiny, write_planted
 from scipy import stats
 
-from recbole_gmc import cli
+from recbole_gmc import cli, lookup, registry, sections
 from recbole_gmc.benchmark import board, command, fairness, plan, run, tables
 from recbole_gmc.errors import CheckpointError, DataError, RunError, SettingError
 
@@ -275,6 +275,16 @@ def test_the_plan(data):
     again = plan_of(data, f"--config_files={data / 'b.yaml'}", models="GMC,Pop")
     same = [a.signature == b.signature for a, b in zip(with_section.cells, again.cells, strict=True)]
     assert same == [False, True]  # a section is its model's business alone
+
+
+def test_the_packaged_settings_of_a_table():
+    file = lookup.read_files(["properties/benchmark/two_domains.yaml"])
+    models = set(file) - {"budget_minutes"}
+    assert models <= {*registry.entries(), *registry.recbole_names()}
+    settings = {model: sections.for_model(file, model) for model in (*models, "SASRec")}
+    assert settings["SASRec"] == {"budget_minutes": 90}
+    assert settings["GMC"]["budget_minutes"] is None and settings["GMC"]["d_model"] == 128  # of the file it names
+    assert [settings[model]["epochs"] for model in ("GMC", "TIGER")] == [100, 60]  # its own come on top
 
 
 def test_a_domain_that_is_not_there_is_told_with_the_nearest(data):
