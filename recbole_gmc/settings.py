@@ -150,7 +150,7 @@ class TokenizerSettings:
     schedule: str = key("tokenizer_lr_schedule", "cosine", choices=("cosine", "constant"))
     clip_grad_norm: float | None = key("tokenizer_clip_grad_norm", 1.0, above=0.0)
     gemm: str = key("gemm", "auto", choices=("auto", "torch", "onednn"))
-    precision: str = key("tokenizer_precision", "fp32", choices=("fp32", "bf16"))
+    precision: str = key("tokenizer_precision", "fp32", choices=("auto", "fp32", "bf16"))
     collisions: str = key("tokenizer_collisions", "move", choices=("move", "count"))
     versions: int = key("ids_per_item", 1, least=1)
     ids_path: str | None = key("semantic_ids_path", None)

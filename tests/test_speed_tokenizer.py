@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from recbole_gmc.errors import SettingError
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.speed import command
 from recbole_gmc.speed.catalogues import DOMAINS, real_domains, write_clusters
 from recbole_gmc.speed.memory import peak_bytes
-from recbole_gmc.speed.tokenizer import TINY, Training, unique_codes
+from recbole_gmc.speed.tokenizer import TINY, Training, settings_of, unique_codes
 from recbole_gmc.tokenizer.fit import fit_rqvae
 
 
@@ -57,6 +60,27 @@ def test_every_catalogue_has_its_figures_and_no_collision_after_the_repair(repor
         assert figures["quick"]["reached"] or figures["quick"]["reconstruction"] > figures["reconstruction"]
     assert report["memory"]["vector_bytes"] == 600 * 48 * 2
     assert report["memory"]["peak_bytes"] > 2**24
+
+
+def test_files_set_the_tokenizer_and_a_width_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("tokenizer_epochs: 4\ncodebook_size: 20\nepochs: 7\n")
+    command.run(["tokenizer", "--tiny", "--width=12", "--config_files=mine.yaml"])
+    figures = json.loads((tmp_path / "speed.json").read_text())["tokenizer"]
+    assert set(figures) == {"synthetic_12", "memory"}
+    assert 16 < max(figures["synthetic_12"]["codes_used"]) <= 20
+    _, options, _ = command.parse(["tokenizer", "--config_files=mine.yaml"])
+    assert settings_of(options) == replace(TokenizerSettings(), epochs=4, codebook_size=20)
+    assert settings_of(replace(options, tiny=True)) == replace(TINY, epochs=4, codebook_size=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("tokenizer_epoch: 4", "nearest: 'tokenizer_epochs'"), ("tokenizer_beta: x", "not of type")]
+)
+def test_a_bad_file_is_refused_before_any_work(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SettingError, match=message):
+        command.parse(["tokenizer", f"--config_files={tmp_path / 'mine.yaml'}"])
 
 
 def test_a_training_is_charged_to_its_first_look_that_is_good_enough():

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from recbole_gmc import keys
+from recbole_gmc import keys, lookup
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import write_json
+from recbole_gmc.settings import TokenizerSettings, read
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
 
 PARTS = ("decode", "train", "tokenizer", "trie")
-NUMBERS = {"threads": 1, "rounds": 1, "seed": 0}  # flag: the least it may be
-FLAGS = ("output", "device", "run", "data_path", "tiny", *NUMBERS)
+NUMBERS = {"threads": 1, "rounds": 1, "seed": 0, "width": 2}  # flag: the least it may be
+FLAGS = ("output", "device", "run", "data_path", "config_files", "tiny", *NUMBERS)
 
 HELP = """\
 usage: recbole-gmc speed [decode|train|tokenizer|trie ...] [--<flag>=<value> ...]
@@ -28,14 +29,16 @@ Measures this project's ways against the usual ones in one process: the same wei
 rounds, in CPU seconds of this process, and whether both gave the same answer. Without a part all four are measured.
 Prints each figure as it is found, then a table, and writes speed.json.
 
-  --output     the folder for speed.json (default: the working folder)
-  --device     cpu (default) or cuda
-  --threads    threads of torch (default 1)
-  --rounds     rounds of each way (default 5)
-  --run        a run folder: its trained weights and its data are measured, too
-  --data_path  the folder of domains that the parts on real data take (default dataset/, if it is there)
-  --seed       of weights and synthetic data (default 2020)
-  --tiny       sizes of a test; the figures mean nothing
+  --output        the folder for speed.json (default: the working folder)
+  --device        cpu (default) or cuda
+  --threads       threads of torch (default 1)
+  --rounds        rounds of each way (default 5)
+  --run           a run folder: its trained weights and its data are measured, too
+  --data_path     the folder of domains that the parts on real data take (default dataset/, if it is there)
+  --width         dimensions of the tokenizer's synthetic embeddings (default 384, then 4096)
+  --config_files  property files, of which the tokenizer takes its own keys
+  --seed          of weights and synthetic data (default 2020)
+  --tiny          sizes of a test; the figures mean nothing
 """
 
 
@@ -78,6 +81,10 @@ def _options(values: dict[str, str]) -> SpeedOptions:
             if not values[flag].isdecimal() or int(values[flag]) < least:
                 raise SettingError(f"{values[flag]!r} is not a number >= {least}", f"--{flag}", f"Write --{flag}=5")
             given[flag] = int(values[flag])
+    if "config_files" in values:
+        given["settings"] = lookup.read_files(values["config_files"].split())
+        keys.refuse_unknown(given["settings"])
+        read(TokenizerSettings, given["settings"])  # a bad value is told before minutes of measuring
     if "device" in values:
         given["device"] = _device(values["device"])
     if "run" in values:

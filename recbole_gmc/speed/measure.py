@@ -6,7 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class SpeedOptions:
         seed: of weights and synthetic data.
         run: a run folder with a trained checkpoint, or ``None`` for random weights only.
         data_path: the folder of real domains, or ``None`` where there is none.
+        width: D of the synthetic embeddings, or ``None`` for both usual ones.
+        settings: keys with values, of which the tokenizer takes its own.
         tiny: sizes that take a second, for tests; the figures then mean nothing.
     """
 
@@ -38,6 +40,8 @@ class SpeedOptions:
     seed: int = 2020
     run: Path | None = None
     data_path: Path | None = None
+    width: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     tiny: bool = False
 
 

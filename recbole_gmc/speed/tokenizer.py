@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from recbole_gmc.errors import TokenizerError
-from recbole_gmc.settings import TokenizerSettings
+from recbole_gmc.precision import native_bf16
+from recbole_gmc.settings import TokenizerSettings, read
 from recbole_gmc.speed.catalogues import Catalogue, read_clusters, real_domains, write_clusters
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, clock, timed
 from recbole_gmc.speed.memory import peak_bytes
@@ -23,7 +24,6 @@ from recbole_gmc.tokenizer.fit import fit_rqvae
 from recbole_gmc.tokenizer.learned import Learned
 from recbole_gmc.tokenizer.quality import codes_used, collision_rates, weighted
 from recbole_gmc.tokenizer.rkmeans import fit_rkmeans
-from recbole_gmc.train.precision import native_bf16
 
 ITEMS, WIDTHS = 66_000, (384, 4096)
 EPOCH_ITEMS = 16_384  # of the synthetic ones, as four trainings with epochs of all 66,000 would take hours
@@ -41,15 +41,24 @@ GROWTH = 0.1  # of the bytes of more vectors: what peak memory may grow by
 
 def measure(options: SpeedOptions) -> Iterator[PartResult]:
     """Synthetic clusters in two widths, the real domains where there are any, and the growth of peak memory."""
-    settings = TINY if options.tiny else TokenizerSettings()
+    settings = settings_of(options)
     count, widths = (TINY_ITEMS, TINY_WIDTHS) if options.tiny else (ITEMS, WIDTHS)
+    widths = widths if options.width is None else (options.width,)
     shorter = replace(settings, epoch_items=min(EPOCH_ITEMS, settings.epoch_items))
-    yield from _of_clusters(count, widths[0], shorter, options)
+    for width in widths[:-1]:
+        yield from _of_clusters(count, width, shorter, options)
     if options.data_path is not None and (catalogue := real_domains(options.data_path)) is not None:
         yield from _of_catalogue("real", catalogue, settings, options)
     found = _memory(count, widths[-1], shorter, options)
     yield PartResult({"memory": found.figures}, found.rows)
     yield from _of_clusters(count, widths[-1], shorter, options)  # takes longest by far
+
+
+def settings_of(options: SpeedOptions) -> TokenizerSettings:
+    """The defaults, or those of a test, with what the user's files say on top."""
+    given = read(TokenizerSettings, options.settings)
+    names = [item.name for item in fields(given) if item.metadata["key"] in options.settings]
+    return replace(TINY if options.tiny else TokenizerSettings(), **{name: getattr(given, name) for name in names})
 
 
 def _of_clusters(count: int, width: int, settings: TokenizerSettings, options: SpeedOptions) -> Iterator[PartResult]:
@@ -155,7 +164,9 @@ def _of_catalogue(
         ),
     )
     yield PartResult({name: quality | start}, rows)
-    quick = _quickest(catalogue, settings, options, ours)
+    if (quickest := _quickest(settings, options)) == settings:
+        return
+    quick = _against_quickest(catalogue, quickest, options, ours)
     spent, collisions = quick["all_seconds"], quick["collision_rate"]
     after = f"{quick['reconstruction']:.4f} after {spent:.1f} s, collisions {collisions:.2%}"
     row = Row(
@@ -166,16 +177,20 @@ def _of_catalogue(
     yield PartResult({name: quality | start | {"quick": quick}}, (row,))
 
 
-def _quickest(
+def _quickest(settings: TokenizerSettings, options: SpeedOptions) -> TokenizerSettings:
+    bf16 = native_bf16(torch.device(options.device))
+    return replace(settings, beta2=BETA2, precision="bf16" if bf16 else "fp32")
+
+
+def _against_quickest(
     catalogue: Catalogue, settings: TokenizerSettings, options: SpeedOptions, ours: Training
 ) -> dict[str, Any]:
-    """What the settings that are quickest here need to get as far as ``ours``, and where they end."""
-    precision = "bf16" if native_bf16(torch.device(options.device)) else "fp32"
-    quick = _train(catalogue, replace(settings, beta2=BETA2, precision=precision), options)
+    """What ``settings``, the quickest here, need to get as far as ``ours``, and where they end."""
+    quick = _train(catalogue, settings, options)
     if quick.learned is None:
         raise TokenizerError(f"The codebooks stayed collapsed on {catalogue.name} with tokenizer_adam_beta2: {BETA2}")
     return {
-        "precision": precision,
+        "precision": settings.precision,
         "seconds": quick.seconds_to(ours.best),
         "reached": min(quick.looks) <= ours.best,
         "all_seconds": quick.seconds[-1],

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from recbole_gmc.errors import RunError, TokenizerError
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.precision import use_bf16
 from recbole_gmc.products import tokenizer_by_onednn
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer.codebooks import restart_dead_codes, start_codebooks
@@ -107,7 +108,7 @@ class _Training:
             sinkhorn=settings.sinkhorn,
         ).to(device)
         by_onednn = tokenizer_by_onednn(settings.gemm, device)
-        self.model.multiply_by(bf16=settings.precision == "bf16", onednn=by_onednn)
+        self.model.multiply_by(bf16=use_bf16(settings.precision, device), onednn=by_onednn)
         self.encoded = Encoded(self.model, vectors, mean if settings.scale_input else 0 * mean, scale)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),

@@ -16,11 +16,11 @@ from recbole_gmc.evaluate.ranking import rank_rows
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.places import checkpoint_dir, run_dir
+from recbole_gmc.precision import use_bf16
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.memory import keep_freed_memory
-from recbole_gmc.train.precision import use_bf16
 
 Result = dict[str, float]
 

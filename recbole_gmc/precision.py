@@ -15,8 +15,8 @@ def native_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
-def use_bf16(precision: str, device: torch.device, enable_amp: bool) -> bool:
-    """Reads the key ``precision`` (auto, fp32, bf16); RecBole's ``enable_amp`` asks for bf16, too."""
+def use_bf16(precision: str, device: torch.device, enable_amp: bool = False) -> bool:
+    """Reads ``precision`` or ``tokenizer_precision`` (auto, fp32, bf16); RecBole's ``enable_amp`` is bf16."""
     if precision == "auto":
         return enable_amp or native_bf16(device)
     return precision == "bf16"
