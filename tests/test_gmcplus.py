@@ -251,8 +251,8 @@ def test_training_never_sees_what_is_held_out(root):
 
 def test_the_loss_is_the_sum_of_its_parts(root):
     """Against one user at a time, each with a softmax over the own domain's items only."""
-    for weight, among in ((0.0, "tree"), (0.5, "table")):
-        made = prepared(root, alignment_weight=weight, train_softmax=among)
+    for weight, among, part in ((0.0, "tree", 0.1), (0.5, "table", 2.0)):
+        made = prepared(root, alignment_weight=weight, train_softmax=among, code_loss_weight=part)
         model = made.model
         with torch.no_grad():
             model.network.vectors.normal_(std=0.2)
@@ -276,7 +276,8 @@ def test_the_loss_is_the_sum_of_its_parts(root):
                 for place in range(size):
                     dense[place, list(set(own[: place + 1]))] += of_item
                 allowed = tree.allowed(after - span.start) if among == "tree" else None
-                expected.append(dense_loss(dense, after - span.start) - code_log_probs(logits, codes, allowed).sum(1))
+                of_codes = -code_log_probs(logits, codes, allowed).sum(1)
+                expected.append(dense_loss(dense, after - span.start) + part * of_codes)
                 states.append(mine)
                 targets.append((items[after - span.start], after))
             expected = torch.cat(expected)
@@ -388,6 +389,7 @@ def test_without_a_table_no_weight_has_a_row_an_item(root):
         ({"dense_weight": "some"}, "dense_weight: 'some' is no weight. Write auto, or a number from 0 to 1"),
         ({"dense_weight": 1.5}, "dense_weight: 1.5 is no weight"),
         ({"hidden_size": 15}, "hidden_size: 15 is not a multiple of n_heads 2"),
+        ({"code_loss_weight": 0}, "code_loss_weight: 0.0 is out of range. It must be > 0"),
         ({"alignment_weight": -1}, "alignment_weight: -1.0 is out of range"),
         ({"lora_target_modules": ["wi_0"]}, "'wi_0' is no matrix"),
         ({"beam_search": "best"}, "beam_search: 'best' is unknown. Choose one of: auto, beam, exact"),

@@ -38,6 +38,7 @@ class MixSettings:
     """What is learned beside the codes, and how the final ranking mixes it in."""
 
     weight: float | str = key("dense_weight", AUTO)
+    codes: float = key("code_loss_weight", 0.1, above=0.0)
     alignment: float = key("alignment_weight", 0.0, least=0.0)
     temperature: float = key("alignment_temperature", 0.07, above=0.0)
 
@@ -122,7 +123,10 @@ class GMCPlus(GenerativeRecommender):
     # ---- training ------------------------------------------------------------------------------------------------
 
     def losses(self, windows: Windows) -> Tensor:
-        """[T]: the loss of every position that is a target; the codes', the dense head's and the alignment's added."""
+        """[T]: the loss of every position that is a target.
+
+        The codes', the dense head's and the alignment's, each by its weight; the codes' alone where they are all.
+        """
         catalogue, start = self._catalogue(windows)
         history = (windows.history + start[:, None]).clamp(min=0)
         states, place = self.network.states(catalogue, history, windows.length)
@@ -137,6 +141,7 @@ class GMCPlus(GenerativeRecommender):
         )
         target = target + start[owner]
         if self.itemwise.dense:
+            found = self.mixing.codes * found
             for name, rows in self.by_domain(domain):
                 span = self.items.rows(name)
                 first = span.start + int(start[owner[rows[0]]])
