@@ -30,7 +30,7 @@ from recbole_gmc.settings import Lookup, PrefixSettings, key, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 AUTO = "auto"
-EVEN = 0.5  # the weight while it is not chosen yet
+UNTIL_CHOSEN = 0.75  # the weight while training: most domains end between it and 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class GMCPlus(GenerativeRecommender):
         """The weight of the dense head before any is chosen."""
         if not self.itemwise.dense:
             return 0.0
-        return EVEN if self.mixing.weight == AUTO else float(self.mixing.weight)
+        return UNTIL_CHOSEN if self.mixing.weight == AUTO else float(self.mixing.weight)
 
     @property
     def chooses_weight(self) -> bool:
