@@ -20,3 +20,8 @@ def use_bf16(precision: str, device: torch.device, enable_amp: bool = False) -> 
     if precision == "auto":
         return enable_amp or native_bf16(device)
     return precision == "bf16"
+
+
+def resolved(precision: str, device: torch.device) -> str:
+    """``fp32`` or ``bf16``, what ``precision`` means on this device."""
+    return "bf16" if use_bf16(precision, device) else "fp32"

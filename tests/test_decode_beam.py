@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from recbole_gmc.decode import beam as beam_module
 from recbole_gmc.decode.beam import BeamSearch
+from recbole_gmc.decode.best_first import search_exact
 from recbole_gmc.decode.exact import score_all
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
@@ -251,6 +252,28 @@ def test_on_random_trees_lists_are_valid_and_certificates_sound(seed, levels, si
             assert torch.allclose(best, score[:length], atol=1e-4)
         if beam >= count:
             assert certified
+    exact, listed = search_exact(search, case.tokens, case.mask), min(beam, count)
+    assert exact.certified.all() and (exact.items[:, listed:] == -1).all()
+    best = truth.sort(1, descending=True).values[:, :listed]
+    assert torch.allclose(exact.scores[:, :listed], best, atol=1e-4)
+    assert torch.allclose(truth.gather(1, exact.items[:, :listed]), best, atol=1e-4)
+
+
+def test_exact_search_is_the_oracles_where_the_beam_is_not_and_stops_at_its_memory():
+    case = Case(items=300, network=TINY, users=24, seed=3)
+    search = case.search(5)
+    beam = search.search(case.tokens, case.mask)
+    truth = score_all(search, case.tokens, case.mask).sort(1, descending=True)
+    assert not beam.certified.any() and not torch.equal(beam.items, truth.indices[:, :5])
+    exact = search_exact(search, case.tokens, case.mask)
+    assert exact.certified.all() and torch.equal(exact.items, truth.indices[:, :5])
+    short = search_exact(search, case.tokens, case.mask, most_bytes=1.0)
+    assert not short.certified.any() and torch.equal(short.items, beam.items)
+    every = [search_exact(search, case.tokens, case.mask, most_bytes=2.0**power) for power in range(10, 24)]
+    certified = [int(found.certified.sum()) for found in every]
+    assert certified[0] == 0 and certified[-1] == 24
+    for found in every:
+        assert torch.equal(found.items[found.certified], truth.indices[:, :5][found.certified])
 
 
 def test_certificate_is_given_with_prefixes_cut_off_once_the_network_knows_where_the_items_are():

@@ -28,6 +28,7 @@ from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
 from recbole_gmc.model.repeats import SCALE, Seen
 from recbole_gmc.settings import T5Settings, keys_of
+from recbole_gmc.speed import command
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.gmcplus_trainer import GRID
 
@@ -106,6 +107,11 @@ def test_stages_and_files(done):
     assert done.result["parameters"]["adapter"] > 0
     rounded = {name: round(value, 4) for name, value in done.result["average"].items()}
     assert {name: done.returned["test_result"][name] for name in rounded} == rounded
+
+
+def test_the_speed_command_refuses_it_before_any_work(done):
+    with pytest.raises(CheckpointError, match="GMCPlus has no T5"):
+        command.parse(["decode", f"--run={done.folder}"])
 
 
 def test_the_mix_is_told_with_both_rankings_alone(done):

@@ -70,8 +70,18 @@ def test_files_set_the_tokenizer_and_a_width_is_chosen(tmp_path, monkeypatch):
     assert set(figures) == {"synthetic_12", "memory"}
     assert 16 < max(figures["synthetic_12"]["codes_used"]) <= 20
     _, options, _ = command.parse(["tokenizer", "--config_files=mine.yaml"])
+    assert "quick" in figures["synthetic_12"]
     assert settings_of(options) == replace(TokenizerSettings(), epochs=4, codebook_size=20)
     assert settings_of(replace(options, tiny=True)) == replace(TINY, epochs=4, codebook_size=20)
+
+
+def test_with_the_quickest_settings_no_quicker_training_is_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    preset = "properties/preset/wide_embeddings.yaml"
+    command.run(["tokenizer", "--tiny", "--width=16", f"--config_files={preset}"])
+    assert "quick" not in json.loads((tmp_path / "speed.json").read_text())["tokenizer"]["synthetic_16"]
+    made = settings_of(command.parse(["tokenizer", f"--config_files={preset}"])[1])
+    assert (made.rank, made.beta, made.beta2) == (4, 2.0, 0.95) and made.precision in ("fp32", "bf16")
 
 
 @pytest.mark.parametrize(

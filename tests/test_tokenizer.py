@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from recbole_gmc import precision
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.errors import DependencyError, TokenizerError
 from recbole_gmc.items import ItemIndex
@@ -197,6 +198,16 @@ def test_cache_is_reused_and_keyed_by_what_was_read(tmp_path, caplog):
     learn(data, settings, seed=2, cache_dir=tmp_path)
     learn(data, replace(settings, codebook_size=9), cache_dir=tmp_path)
     assert len([path for path in (tmp_path / "semantic_ids").iterdir() if path.is_dir()]) == 3
+
+
+def test_auto_is_the_precision_that_the_hardware_has(tmp_path, monkeypatch):
+    """Other hardware finds no codes of this one's in a shared cache."""
+    data, settings, found = embeddings(), replace(SMALL, precision="auto"), {}
+    for native, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(precision, "native_bf16", lambda device, native=native: native)
+        found[name] = learn(data, settings, cache_dir=tmp_path).ids.fingerprint
+        assert found[name] == learn(data, replace(SMALL, precision=name)).ids.fingerprint
+    assert len([path for path in (tmp_path / "semantic_ids").iterdir() if path.is_dir()]) == 2
 
 
 def test_import_takes_exported_ids_as_they_are(tmp_path, learned):

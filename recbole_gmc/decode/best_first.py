@@ -32,6 +32,10 @@ class _Queue:
     depth: torch.Tensor
     lineage: torch.Tensor
 
+    @property
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in (self.nodes, self.scores, self.depth, self.lineage))
+
     def take(self, columns: torch.Tensor) -> _Queue:
         wide = columns[..., None].expand(-1, -1, self.lineage.shape[2])
         parts = (tensor.gather(1, columns) for tensor in (self.nodes, self.scores, self.depth))
@@ -75,8 +79,8 @@ def search_exact(
 
     Args:
         input_ids, mask: histories as for ``BeamSearch.search``.
-        most_bytes: what the expanded prefixes may take. A user who needs more gets the best list found, uncertified;
-            only a model that knows next to nothing needs as much.
+        most_bytes: what expanded and waiting prefixes may take, beyond what beam search took. Users who need more get
+            the best lists found, uncertified; only a model that knows next to nothing needs as much.
 
     Raises:
         GMCError: the network's output is not a number.
@@ -91,7 +95,8 @@ def search_exact(
     while len(state.users):
         waiting = (state.queue.scores > -math.inf).any(1)
         done = ~waiting
-        full = (state.memory.used + 1) * state.memory.place_bytes > most_bytes
+        width = _width(search, state)
+        full = _room(state, width, most_bytes) < state.memory.used + width
         if full or int(waiting.sum()) <= len(waiting) // 2:
             leave = torch.ones_like(done) if full else done
             found = search.result(state.leaves[leave], state.scores[leave], wanted)
@@ -99,7 +104,8 @@ def search_exact(
             items[places], scores[places], certified[places] = found.items, found.scores, done[leave]
             state = state.of((~leave).nonzero().squeeze(1))
         else:
-            state = _expand(search, state, most_bytes)
+            state.memory.grow(_room(state, width, most_bytes))
+            state = _expand(search, state, width)
     return BeamResult(items, scores, certified)
 
 
@@ -114,7 +120,7 @@ def _begin(search: BeamSearch, trace: Trace, wanted: int, users: torch.Tensor) -
         columns = torch.arange(children.nodes.shape[1], device=leaves.device).expand(len(leaves), -1)
         prefixes = children.of(users).beams(columns, lineage[users])
         part = _queue(prefixes, search.trie.levels, lineage.shape[2]).at_least(floor)
-        queue = part if queue is None else queue.join(part)
+        queue = part if queue is None else queue.join(part).at_least(floor)
     return _State(users, trace.memory.of(users), queue, leaves, scores)
 
 
@@ -124,12 +130,23 @@ def _queue(prefixes: Beams, levels: int, depth: int | torch.Tensor) -> _Queue:
     return _Queue(prefixes.nodes, prefixes.scores, depth, lineage)
 
 
-def _expand(search: BeamSearch, state: _State, most_bytes: float) -> _State:
-    """One step of the network over the best prefixes of every queue."""
+def _width(search: BeamSearch, state: _State) -> int:
+    """Prefixes of each queue that are expanded at once."""
+    return min(max(search.beam_size, ROWS // len(state.users)), state.queue.nodes.shape[1])
+
+
+def _room(state: _State, width: int, most_bytes: float) -> int:
+    """Places for expanded prefixes: twice as many as ``width`` more need, or what ``most_bytes`` leaves for them."""
+    memory, needed = state.memory, state.memory.used + width
+    if needed <= memory.room:
+        return memory.room
+    left = most_bytes - state.queue.bytes
+    return 2 * needed if left == math.inf else min(2 * needed, int(left // memory.place_bytes))
+
+
+def _expand(search: BeamSearch, state: _State, width: int) -> _State:
+    """One step of the network over the ``width`` best prefixes of every queue."""
     trie, queue, memory = search.trie, state.queue, state.memory
-    width = min(max(search.beam_size, ROWS // len(state.users)), queue.nodes.shape[1])
-    if memory.used + width > memory.room:
-        memory.grow(2 * (memory.used + width))
     columns = torch.arange(width, device=queue.nodes.device).expand(len(state.users), -1)  # the queue is best first
     chosen, rest = queue.take(columns), replace(queue, scores=queue.scores.scatter(1, columns, -math.inf))
 

@@ -49,8 +49,9 @@ class Memory:
 
     def grow(self, room: int) -> None:
         """Makes room for that many places in all."""
-        if room > self.room:
-            self.tree = [F.pad(tree, (0, 0, 0, room - self.room)) for tree in self.tree]
+        more = room - self.room
+        for layer, tree in enumerate(self.tree if more > 0 else ()):
+            self.tree[layer] = F.pad(tree, (0, 0, 0, more))  # one after the other: only one is held twice
 
     def of(self, users: torch.Tensor) -> Memory:
         """The memory of some users, int64 [b]."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_gmc.flags import only_program_name
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
@@ -112,7 +113,7 @@ def trained_case(folder: Path, seed: int) -> Case:
     """The checkpoint of a run and the test users of its largest domain, in random order.
 
     Raises:
-        CheckpointError: the folder holds no checkpoint of a model with semantic IDs.
+        CheckpointError: the folder holds no checkpoint of a model whose T5 decodes semantic IDs.
     """
     from recbole_gmc.data.rows import SequenceRows
     from recbole_gmc.loading import load_data_and_model
@@ -120,7 +121,8 @@ def trained_case(folder: Path, seed: int) -> Case:
     before = logging.root.manager.disable
     logging.disable(logging.INFO)  # else the run's own log would go on
     try:
-        _, model, _, _, _, test = load_data_and_model(folder)
+        with only_program_name():  # the flags of the speed command are no settings of the run
+            _, model, _, _, _, test = load_data_and_model(folder)
     finally:
         logging.disable(before)
     rows = SequenceRows.of(test._dataset)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from recbole_gmc import keys, lookup
+from recbole_gmc import keys, lookup, registry
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import write_json
 from recbole_gmc.settings import TokenizerSettings, read
@@ -20,6 +20,7 @@ from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
 
 PARTS = ("decode", "train", "tokenizer", "trie")
 NUMBERS = {"threads": 1, "rounds": 1, "seed": 0, "width": 2}  # flag: the least it may be
+MOST = {"threads": 4096, "width": 65_536}  # others end at 2^31 - 1
 FLAGS = ("output", "device", "run", "data_path", "config_files", "tiny", *NUMBERS)
 
 HELP = """\
@@ -60,6 +61,10 @@ def parse(arguments: Sequence[str]) -> tuple[tuple[str, ...], SpeedOptions, Path
         flag, equals, value = word[2:].partition("=")
         if not word.startswith("--") or flag not in FLAGS:
             raise SettingError(f"unknown flag {word!r}{keys.nearest(flag, FLAGS)}", "speed", "See `speed --help`")
+        if flag in values:
+            raise SettingError("given twice", f"--{flag}", "Give it once")
+        if equals and flag == "tiny":
+            raise SettingError("takes no value", "--tiny", "Write --tiny, or leave it out")
         if not equals and flag != "tiny":
             if not rest or rest[0].startswith("--"):
                 raise SettingError("has no value", f"--{flag}", f"Write --{flag}=value")
@@ -78,8 +83,10 @@ def _options(values: dict[str, str]) -> SpeedOptions:
     given: dict[str, Any] = {"tiny": "tiny" in values}
     for flag, least in NUMBERS.items():
         if flag in values:
-            if not values[flag].isdecimal() or int(values[flag]) < least:
-                raise SettingError(f"{values[flag]!r} is not a number >= {least}", f"--{flag}", f"Write --{flag}=5")
+            most = MOST.get(flag, 2**31 - 1)
+            if not values[flag].isdecimal() or not least <= int(values[flag]) <= most:
+                what = f"{values[flag]!r} is not a number from {least} to {most}"
+                raise SettingError(what, f"--{flag}", f"Write --{flag}={max(least, 5)}")
             given[flag] = int(values[flag])
     if "config_files" in values:
         given["settings"] = lookup.read_files(values["config_files"].split())
@@ -103,12 +110,16 @@ def _folder(flag: str, value: str) -> Path:
 
 
 def _run(value: str) -> Path:
-    """A run folder whose checkpoint is whole and holds a model that decodes semantic IDs."""
+    """A run folder whose checkpoint is whole and holds a model whose T5 decodes semantic IDs."""
+    from recbole_gmc.model.gmc import GMC
     from recbole_gmc.train.checkpoint import Checkpoint
 
     folder = _folder("run", value)
-    if not Checkpoint(folder).has_ids:
-        raise CheckpointError("the model has no semantic IDs", str(folder), "Give a run of GMC or of its relatives")
+    found = Checkpoint(folder)
+    model = found.config["model"]
+    if not found.has_ids or not issubclass(registry.load(registry.entry(model).model), GMC):
+        what = f"{model} has no T5 that decodes semantic IDs"
+        raise CheckpointError(what, str(folder), "Give a run of GMC, TIGER, P5CID or IDGenRec")
     return folder
 
 

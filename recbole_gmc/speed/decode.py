@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from recbole_gmc.decode.exact import score_all
+from recbole_gmc.errors import CheckpointError
 from recbole_gmc.model.seq2seq import encode_histories
 from recbole_gmc.products import batched_is_exact, onednn_available, onednn_batched
 from recbole_gmc.recommender import Ranking, Recommender
@@ -38,12 +39,21 @@ ALIKE = 0.99
 
 
 def measure(options: SpeedOptions) -> Iterator[PartResult]:
-    """All rows on random weights, histories of 20 and of realistic lengths; with ``run`` on trained ones, too."""
+    """All rows on random weights, histories of 20 and of realistic lengths; with ``run`` on trained ones, too.
+
+    Raises:
+        CheckpointError: the run's largest domain has fewer items than there are beams, which ``generate`` cannot do.
+    """
     users = 8 if options.tiny else USERS
+    # before minutes of work, as a run can be unfit
+    trained = None if options.run is None else trained_case(options.run, options.seed)
+    if trained is not None and len(trained.codes) < BEAMS:
+        what = f"its largest domain has {len(trained.codes)} items, fewer than {BEAMS} beams"
+        raise CheckpointError(what, str(options.run), "Give a run on a larger domain")
     yield _compare(random_case(options, users, realistic=False), options, "")
     more = {"realistic": random_case(options, users, realistic=True)}
-    if options.run is not None:
-        more["trained"] = trained_case(options.run, options.seed)
+    if trained is not None:
+        more["trained"] = trained
     for name, case in more.items():
         compared = _compare(case.users(users), options, f"{name}: ")
         yield PartResult({name: compared.figures}, compared.rows)

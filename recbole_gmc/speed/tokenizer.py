@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from recbole_gmc.errors import TokenizerError
-from recbole_gmc.precision import native_bf16
+from recbole_gmc.precision import resolved
 from recbole_gmc.settings import TokenizerSettings, read
 from recbole_gmc.speed.catalogues import Catalogue, read_clusters, real_domains, write_clusters
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, clock, timed
@@ -58,7 +58,8 @@ def settings_of(options: SpeedOptions) -> TokenizerSettings:
     """The defaults, or those of a test, with what the user's files say on top."""
     given = read(TokenizerSettings, options.settings)
     names = [item.name for item in fields(given) if item.metadata["key"] in options.settings]
-    return replace(TINY if options.tiny else TokenizerSettings(), **{name: getattr(given, name) for name in names})
+    made = replace(TINY if options.tiny else TokenizerSettings(), **{name: getattr(given, name) for name in names})
+    return replace(made, precision=resolved(made.precision, torch.device(options.device)))
 
 
 def _of_clusters(count: int, width: int, settings: TokenizerSettings, options: SpeedOptions) -> Iterator[PartResult]:
@@ -178,8 +179,7 @@ def _of_catalogue(
 
 
 def _quickest(settings: TokenizerSettings, options: SpeedOptions) -> TokenizerSettings:
-    bf16 = native_bf16(torch.device(options.device))
-    return replace(settings, beta2=BETA2, precision="bf16" if bf16 else "fp32")
+    return replace(settings, beta2=BETA2, precision=resolved("auto", torch.device(options.device)))
 
 
 def _against_quickest(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from recbole_gmc.errors import EmbeddingError, TokenizerError
 from recbole_gmc.files import hash_of, read_json, write_json
+from recbole_gmc.precision import resolved
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer import index_file, quality, residuals
 from recbole_gmc.tokenizer.assign import Assignment, make_unique, number_collisions, repair_codes
@@ -68,6 +70,8 @@ def tokenize(
         raise EmbeddingError("There are no items to tokenize", mend="Check the filters of the dataset")
     if settings.ids_path is not None:
         return _imported(embeddings, settings)
+    # what decides the codes, and so stands in the cache's key
+    settings = replace(settings, precision=resolved(settings.precision, torch.device(device)))
     if settings.kind == "rkmeans" or settings.kmeans_init:
         require_faiss()  # before any work
     if cache_dir is None:
