@@ -13,6 +13,7 @@ from recbole_gmc.decode import beam as beam_module
 from recbole_gmc.decode.beam import BeamSearch
 from recbole_gmc.decode.best_first import search_exact
 from recbole_gmc.decode.exact import score_all
+from recbole_gmc.decode.network import Memory
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
 from recbole_gmc.model.adapters import DomainAdapters
@@ -259,7 +260,7 @@ def test_on_random_trees_lists_are_valid_and_certificates_sound(seed, levels, si
     assert torch.allclose(truth.gather(1, exact.items[:, :listed]), best, atol=1e-4)
 
 
-def test_exact_search_is_the_oracles_where_the_beam_is_not_and_stops_at_its_memory():
+def test_exact_search_is_the_oracles_where_the_beam_is_not_and_stops_at_its_memory(monkeypatch):
     case = Case(items=300, network=TINY, users=24, seed=3)
     search = case.search(5)
     beam = search.search(case.tokens, case.mask)
@@ -269,7 +270,20 @@ def test_exact_search_is_the_oracles_where_the_beam_is_not_and_stops_at_its_memo
     assert exact.certified.all() and torch.equal(exact.items, truth.indices[:, :5])
     short = search_exact(search, case.tokens, case.mask, most_bytes=1.0)
     assert not short.certified.any() and torch.equal(short.items, beam.items)
-    every = [search_exact(search, case.tokens, case.mask, most_bytes=2.0**power) for power in range(10, 24)]
+    grow, taken = Memory.grow, []
+
+    def watched(memory, room):
+        before = memory.room
+        grow(memory, room)
+        taken.extend([memory.room * memory.place_bytes] if memory.room > before else [])
+
+    monkeypatch.setattr(Memory, "grow", watched)
+    every = []
+    for power in range(10, 24):
+        taken.clear()
+        every.append(search_exact(search, case.tokens, case.mask, most_bytes=2.0**power))
+        assert all(size <= 2.0**power for size in taken)
+    assert taken
     certified = [int(found.certified.sum()) for found in every]
     assert certified[0] == 0 and certified[-1] == 24
     for found in every:
