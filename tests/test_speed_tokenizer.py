@@ -85,7 +85,12 @@ def test_with_the_quickest_settings_no_quicker_training_is_shown(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("tokenizer_epoch: 4", "nearest: 'tokenizer_epochs'"), ("tokenizer_beta: x", "not of type")]
+    ("text", "message"),
+    [
+        ("tokenizer_epoch: 4", "nearest: 'tokenizer_epochs'"),
+        ("tokenizer_beta: x", "not of type"),
+        ("tokenizer: rkmeans", "is no network that is trained"),
+    ],
 )
 def test_a_bad_file_is_refused_before_any_work(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)

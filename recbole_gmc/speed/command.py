@@ -33,11 +33,11 @@ Prints each figure as it is found, then a table, and writes speed.json.
   --output        the folder for speed.json (default: the working folder)
   --device        cpu (default) or cuda
   --threads       threads of torch (default 1)
-  --rounds        rounds of each way (default 5)
+  --rounds        rounds of each way (default 5); the tokenizer's trainings take minutes and are run once
   --run           a run folder: its trained weights and its data are measured, too
   --data_path     the folder of domains that the parts on real data take (default dataset/, if it is there)
   --width         dimensions of the tokenizer's synthetic embeddings (default 384, then 4096)
-  --config_files  property files, of which the tokenizer takes its own keys
+  --config_files  property files, of which the tokenizer takes the keys of the RQ-VAE
   --seed          of weights and synthetic data (default 2020)
   --tiny          sizes of a test; the figures mean nothing
 """
@@ -91,7 +91,10 @@ def _options(values: dict[str, str]) -> SpeedOptions:
     if "config_files" in values:
         given["settings"] = lookup.read_files(values["config_files"].split())
         keys.refuse_unknown(given["settings"])
-        read(TokenizerSettings, given["settings"])  # a bad value is told before minutes of measuring
+        tokenizer = read(TokenizerSettings, given["settings"])  # a bad value is told before minutes of measuring
+        if tokenizer.kind != "rqvae":
+            what = f"{tokenizer.kind} is no network that is trained"
+            raise SettingError(what, "tokenizer", "Leave it out, or write rqvae")
     if "device" in values:
         given["device"] = _device(values["device"])
     if "run" in values:
@@ -129,6 +132,8 @@ def _output(value: str) -> Path:
         Path(value).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingError(f"{value!r} cannot be made ({error.strerror})", "--output", "Name another folder") from error
+    if (Path(value) / "speed.json").is_dir():
+        raise SettingError(f"{value}/speed.json is a folder", "--output", "Name another folder")
     if not os.access(value, os.W_OK):
         raise SettingError(f"{value!r} cannot be written to", "--output", "Name another folder")
     return Path(value)
