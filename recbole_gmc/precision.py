@@ -16,7 +16,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def use_bf16(precision: str, device: torch.device, enable_amp: bool = False) -> bool:
-    """Reads ``precision`` or ``tokenizer_precision`` (auto, fp32, bf16); RecBole's ``enable_amp`` is bf16."""
+    """Reads ``precision`` or ``tokenizer_precision`` (auto, fp32, bf16); ``enable_amp`` asks for bf16."""
     if precision == "auto":
         return enable_amp or native_bf16(device)
     return precision == "bf16"

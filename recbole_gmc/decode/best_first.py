@@ -96,7 +96,8 @@ def search_exact(
         waiting = (state.queue.scores > -math.inf).any(1)
         done = ~waiting
         width = _width(search, state)
-        full = _room(state, width, most_bytes) < state.memory.used + width
+        room = _room(state, width, most_bytes)
+        full = room < state.memory.used + width
         if full or int(waiting.sum()) <= len(waiting) // 2:
             leave = torch.ones_like(done) if full else done
             found = search.result(state.leaves[leave], state.scores[leave], wanted)
@@ -104,7 +105,7 @@ def search_exact(
             items[places], scores[places], certified[places] = found.items, found.scores, done[leave]
             state = state.of((~leave).nonzero().squeeze(1))
         else:
-            state.memory.grow(_room(state, width, most_bytes))
+            state.memory.grow(room)
             state = _expand(search, state, width)
     return BeamResult(items, scores, certified)
 
@@ -120,8 +121,8 @@ def _begin(search: BeamSearch, trace: Trace, wanted: int, users: torch.Tensor) -
         columns = torch.arange(children.nodes.shape[1], device=leaves.device).expand(len(leaves), -1)
         prefixes = children.of(users).beams(columns, lineage[users])
         part = _queue(prefixes, search.trie.levels, lineage.shape[2]).at_least(floor)
-        queue = part if queue is None else queue.join(part).at_least(floor)
-    return _State(users, trace.memory.of(users), queue, leaves, scores)
+        queue = part if queue is None else queue.join(part)
+    return _State(users, trace.memory.of(users), queue.at_least(floor), leaves, scores)
 
 
 def _queue(prefixes: Beams, levels: int, depth: int | torch.Tensor) -> _Queue:

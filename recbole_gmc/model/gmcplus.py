@@ -30,7 +30,7 @@ from recbole_gmc.settings import Lookup, PrefixSettings, key, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 AUTO = "auto"
-UNTIL_CHOSEN = 0.75  # the weight while training: most domains end between it and 1
+UNTIL_CHOSEN = 0.75  # the weight while training: domains that were measured end there or at 1
 
 
 @dataclass(frozen=True)

@@ -110,10 +110,10 @@ def _distinct(count: int, below: int) -> Tensor:
 
 
 def trained_case(folder: Path, seed: int) -> Case:
-    """The checkpoint of a run and the test users of its largest domain, in random order.
+    """The checkpoint of a run whose T5 decodes semantic IDs, and the test users of its largest domain in random order.
 
     Raises:
-        CheckpointError: the folder holds no checkpoint of a model whose T5 decodes semantic IDs.
+        CheckpointError: the folder holds no checkpoint, or a damaged one.
     """
     from recbole_gmc.data.rows import SequenceRows
     from recbole_gmc.loading import load_data_and_model

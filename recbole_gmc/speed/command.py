@@ -19,8 +19,7 @@ from recbole_gmc.settings import TokenizerSettings, read
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
 
 PARTS = ("decode", "train", "tokenizer", "trie")
-NUMBERS = {"threads": 1, "rounds": 1, "seed": 0, "width": 2}  # flag: the least it may be
-MOST = {"threads": 4096, "width": 65_536}  # others end at 2^31 - 1
+NUMBERS = {"threads": (1, 4096), "rounds": (1, 10**6), "seed": (0, 2**31 - 1), "width": (2, 65_536)}  # flag: bounds
 FLAGS = ("output", "device", "run", "data_path", "config_files", "tiny", *NUMBERS)
 
 HELP = """\
@@ -81,9 +80,8 @@ def parse(arguments: Sequence[str]) -> tuple[tuple[str, ...], SpeedOptions, Path
 
 def _options(values: dict[str, str]) -> SpeedOptions:
     given: dict[str, Any] = {"tiny": "tiny" in values}
-    for flag, least in NUMBERS.items():
+    for flag, (least, most) in NUMBERS.items():
         if flag in values:
-            most = MOST.get(flag, 2**31 - 1)
             if not values[flag].isdecimal() or not least <= int(values[flag]) <= most:
                 what = f"{values[flag]!r} is not a number from {least} to {most}"
                 raise SettingError(what, f"--{flag}", f"Write --{flag}={max(least, 5)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from time import perf_counter
 from typing import Any
@@ -25,7 +26,7 @@ from recbole_gmc.train.memory import keep_freed_memory
 Result = dict[str, float]
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(Trainer, ABC):
     """A RecBole Trainer for a model that gives the best items instead of a score for every item."""
 
     model: GenerativeRecommender
@@ -69,13 +70,13 @@ class RankingTrainer(Trainer):
         self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")
         return self._rounded(result)
 
+    @abstractmethod
     def _put(self, checkpoint: Checkpoint) -> None:
         """Loads a checkpoint into the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows) -> None:
         """``table`` holds the lists of ``rows``, the test users."""
-        raise NotImplementedError
 
     def _publish(self, table: TopKTable, result: Result, weights: str, **more: Any) -> None:
         """Writes topk.tsv and result.json, and shows the table on the terminal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -46,35 +47,35 @@ class StageTrainer(RankingTrainer):
 
     # ---- what a subclass gives -----------------------------------------------------------------------------------
 
+    @abstractmethod
     def _prepare(self, dataset: Any, train: SequenceRows, watched: SequenceRows | None, show_progress: bool) -> None:
         """Makes what the stages need; on a resumed run it came with the checkpoint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stages(
         self, train: SequenceRows, valid: SequenceRows | None, watched: SequenceRows | None, loop: dict[str, Any]
     ) -> None:
         """Calls ``_run`` once a stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _trained(self) -> list[torch.nn.Parameter]:
         """The parameters that the stage under way trains."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, rows: SequenceRows) -> Tensor:
         """Adds the gradient of the mean loss of an i.i.d. batch; returns that loss, detached."""
-        raise NotImplementedError
 
+    @abstractmethod
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of what the stage trains."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, weights: dict[str, Tensor]) -> None:
         """Puts a ``snapshot`` back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _save(self, progress: Progress) -> None:
         """Writes the checkpoint folder."""
-        raise NotImplementedError
 
     def _units(self, train: SequenceRows) -> SequenceRows:
         """What batches are drawn from: the rows one by one, unless a model takes several at once."""
