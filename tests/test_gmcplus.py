@@ -25,7 +25,7 @@ from recbole_gmc.data.windows import Windows
 from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import read_json
 from recbole_gmc.model.code_tree import CodeTree
-from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
+from recbole_gmc.model.objectives import code_log_probs, dense_loss
 from recbole_gmc.model.repeats import SCALE, Seen
 from recbole_gmc.settings import T5Settings, keys_of
 from recbole_gmc.speed import command
@@ -257,14 +257,14 @@ def test_training_never_sees_what_is_held_out(root):
 
 def test_the_loss_is_the_sum_of_its_parts(root):
     """Against one user at a time, each with a softmax over the own domain's items only."""
-    for weight, among, part in ((0.0, "tree", 0.1), (0.5, "table", 2.0)):
-        made = prepared(root, alignment_weight=weight, train_softmax=among, code_loss_weight=part)
+    for among, part in (("tree", 0.1), ("table", 2.0)):
+        made = prepared(root, train_softmax=among, code_loss_weight=part)
         model = made.model
         with torch.no_grad():
             model.network.vectors.normal_(std=0.2)
             model.network.repeats.bias.normal_(std=0.02)
             windows = Windows.of_rows(made.rows).select(torch.arange(0, 40, 3))
-            found, expected, states, targets = model.losses(windows), [], [], []
+            found, expected = model.losses(windows), []
             for row in range(len(windows)):
                 span = model.items.rows(model.items.domains[int(windows.domain[row])])
                 items = model.network.items(model.codes[span], model.text_rows[span], span)
@@ -284,13 +284,7 @@ def test_the_loss_is_the_sum_of_its_parts(root):
                 allowed = tree.allowed(after - span.start) if among == "tree" else None
                 of_codes = -code_log_probs(logits, codes, allowed).sum(1)
                 expected.append(dense_loss(dense, after - span.start) + part * of_codes)
-                states.append(mine)
-                targets.append((items[after - span.start], after))
-            expected = torch.cat(expected)
-            if weight:
-                vectors, after = (torch.cat(part) for part in zip(*targets, strict=True))
-                expected = expected + weight * alignment_loss(torch.cat(states), vectors, after, 0.07)
-        assert torch.allclose(found, expected, atol=1e-4)
+        assert torch.allclose(found, torch.cat(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("target,sign", [(3, 1), (0, -1)])
@@ -360,7 +354,6 @@ SWITCHES = {
     "codes alone": {"dense_head": False},
     "no table": {"dense_head": False, "item_vectors": False},
     "no text": {"text_input": False},
-    "alignment": {"alignment_weight": 0.5},
     "prefix loss": {"prefix_beta": 0.1, "prefix_eta": 0.01},
     "trained among all codes": {"train_softmax": "table"},
     "ranked in the table": {"rank_softmax": "table"},
@@ -396,7 +389,6 @@ def test_without_a_table_no_weight_has_a_row_an_item(root):
         ({"dense_weight": 1.5}, "dense_weight: 1.5 is no weight"),
         ({"hidden_size": 15}, "hidden_size: 15 is not a multiple of n_heads 2"),
         ({"code_loss_weight": 0}, "code_loss_weight: 0.0 is out of range. It must be > 0"),
-        ({"alignment_weight": -1}, "alignment_weight: -1.0 is out of range"),
         ({"lora_target_modules": ["wi_0"]}, "'wi_0' is no matrix"),
         ({"beam_search": "best"}, "beam_search: 'best' is unknown. Choose one of: auto, beam, exact"),
         ({"d_modell": 3}, "d_modell: unknown setting"),

@@ -12,7 +12,7 @@ from recbole_gmc.decode.readout import Query
 from recbole_gmc.errors import GMCError, SettingError
 from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
-from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
+from recbole_gmc.model.objectives import code_log_probs, dense_loss
 from recbole_gmc.model.repeats import Seen
 
 WEIGHTS = (0.0, 0.3, 0.75, 1.0)
@@ -222,18 +222,6 @@ def test_a_copy_holds_other_weights_and_later_changes_do_not_reach_it(made):
     assert torch.equal(torch.get_rng_state(), random) and not copy.training
     state["tables"].zero_()
     assert torch.equal(copy.tables, made.tables)
-
-
-def test_alignment_written_out():
-    states, items = torch.randn(4, 3), torch.randn(4, 3)
-    target = torch.tensor([5, 2, 5, 7])
-    cosines = (torch.nn.functional.normalize(states) @ torch.nn.functional.normalize(items).T / 0.5).tolist()
-    found = alignment_loss(states, items, target, 0.5)
-    for row in range(4):
-        others = [column for column in range(4) if column == row or target[column] != target[row]]
-        here = torch.tensor([cosines[row][column] for column in others]).logsumexp(0) - cosines[row][row]
-        there = torch.tensor([cosines[column][row] for column in others]).logsumexp(0) - cosines[row][row]
-        assert float(found[row]) == pytest.approx(float(here + there) / 2, abs=1e-5)
 
 
 def test_sizes_that_do_not_fit_are_refused():

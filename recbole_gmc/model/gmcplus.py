@@ -22,7 +22,7 @@ from recbole_gmc.mixed_recommender import MixedRecommender
 from recbole_gmc.model.code_tree import CodeTree
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.model.itemwise import ItemwiseNetwork, ItemwiseSettings
-from recbole_gmc.model.objectives import alignment_loss, code_log_probs, dense_loss
+from recbole_gmc.model.objectives import code_log_probs, dense_loss
 from recbole_gmc.model.prefix_loss import prefix_aware_loss
 from recbole_gmc.model.repeats import Seen
 from recbole_gmc.model.vocabulary import Vocabulary
@@ -39,8 +39,6 @@ class MixSettings:
 
     weight: float | str = key("dense_weight", AUTO)
     codes: float = key("code_loss_weight", 0.1, above=0.0)
-    alignment: float = key("alignment_weight", 0.0, least=0.0)
-    temperature: float = key("alignment_temperature", 0.07, above=0.0)
 
     def __post_init__(self) -> None:
         if self.weight != AUTO and not (isinstance(self.weight, float) and 0 <= self.weight <= 1):
@@ -125,7 +123,7 @@ class GMCPlus(GenerativeRecommender):
     def losses(self, windows: Windows) -> Tensor:
         """[T]: the loss of every position that is a target.
 
-        The codes', the dense head's and the alignment's, each by its weight; the codes' alone where they are all.
+        The dense head's, and the codes' by their weight; the codes' alone where there is no such head.
         """
         catalogue, start = self._catalogue(windows)
         history = (windows.history + start[:, None]).clamp(min=0)
@@ -139,7 +137,6 @@ class GMCPlus(GenerativeRecommender):
             self.prefix.beta,
             self.prefix.eta,
         )
-        target = target + start[owner]
         if self.itemwise.dense:
             found = self.mixing.codes * found
             for name, rows in self.by_domain(domain):
@@ -147,16 +144,13 @@ class GMCPlus(GenerativeRecommender):
                 first = span.start + int(start[owner[rows[0]]])
                 items = catalogue[first : first + span.stop - span.start]
                 logits = self._dense_logits(states[rows], items, name, None if seen is None else seen.select(rows))
-                found = found.index_add(0, rows, dense_loss(logits, target[rows] - first))
-        if self.mixing.alignment:
-            aligned = alignment_loss(states, catalogue[target], target, self.mixing.temperature)
-            found = found + self.mixing.alignment * aligned
+                found = found.index_add(0, rows, dense_loss(logits, target[rows] - span.start))
         return found
 
     def _catalogue(self, windows: Windows) -> tuple[Tensor, Tensor]:
         """The items of the domains that a batch holds, [n, d], and what to add to each window's rows [B] to find them.
 
-        Made once a step: histories, dense head and alignment read them.
+        Made once a step: histories and dense head read them.
         """
         names = [self.items.domains[number] for number in windows.domain.unique().tolist()]
         parts, shift, begin = [], torch.zeros_like(windows.domain), 0

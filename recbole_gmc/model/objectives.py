@@ -1,4 +1,4 @@
-"""What the item-wise decoder learns from: codes, items, and the agreement of states and items."""
+"""What the item-wise decoder learns from: codes and items."""
 
 from __future__ import annotations
 
@@ -23,21 +23,3 @@ def code_log_probs(logits: Tensor, codes: Tensor, allowed: Tensor | None = None)
 def dense_loss(logits: Tensor, target: Tensor) -> Tensor:
     """[T]: cross-entropy over all items of a domain, from logits [T, n] and target int64 [T]."""
     return F.cross_entropy(logits.float(), target, reduction="none")
-
-
-def alignment_loss(states: Tensor, items: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """[T]: symmetric InfoNCE between a state and its target's vector, the others of the batch as negatives.
-
-    Cosines divided by ``temperature``. Positions with the same target are no negatives of each other.
-
-    Args:
-        states: [T, d].
-        items: [T, d], the targets' vectors.
-        target: int64 [T].
-    """
-    logits = (F.normalize(states, dim=1) @ F.normalize(items, dim=1).T).float() / temperature
-    same = (target[:, None] == target) & ~torch.eye(len(target), dtype=torch.bool, device=target.device)
-    logits = logits.masked_fill(same, -torch.inf)
-    own = torch.arange(len(target), device=target.device)
-    ways = (F.cross_entropy(one, own, reduction="none") for one in (logits, logits.T))
-    return sum(ways, start=torch.zeros_like(own, dtype=logits.dtype)) / 2
