@@ -387,6 +387,15 @@ def test_a_cell_that_runs_elsewhere_is_left_alone(done, monkeypatch):
     assert run.status(cell) == run.DONE
 
 
+def test_a_cell_that_was_done_elsewhere_meanwhile_is_not_done_again(done, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started"))
+    cell = done.cells[0]
+    before = {file: file.stat().st_mtime_ns for file in done.output.rglob("*") if file.is_file()}
+    assert run.run_cell(cell, run.data_hashes(done)) == "was done by another process meanwhile"
+    after = {file: file.stat().st_mtime_ns for file in before}
+    assert {file for file in before if before[file] != after[file]} <= {cell.folder.with_suffix(".lock")}
+
+
 def test_an_interrupted_cell_goes_on_and_gives_what_it_would_have_given(tmp_path, monkeypatch, capsys):
     write_planted(tmp_path, "Big", seed=1)
     settings = {key: value for key, value in tiny(tmp_path, domains=["Big"], epochs=8).items() if key != "run_dir"}

@@ -125,6 +125,8 @@ def run_cell(cell: Cell, data: dict[str, str]) -> str:
             return "is run by another process"
         before = note_of(cell)
         same = (before.get("signature"), before.get("data")) == (cell.signature, data)
+        if same and status(cell) == DONE:
+            return "was done by another process meanwhile"
         spent, started = before.get("seconds", 0.0) if same else 0.0, perf_counter()
         note = {"status": WAITING, "signature": cell.signature, "data": data, "seconds": spent}
         write_json(cell.folder.with_suffix(".json"), note)
