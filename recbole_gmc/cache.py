@@ -111,6 +111,23 @@ class Cache:
             with telling_where(self.root, "Free some space there, or set cache_dir to another folder"):
                 raise
 
+    @contextmanager
+    def turn(self, kind: str, key: str, what: str) -> Iterator[None]:
+        """Waits while another process makes the same entry: who asks ``get`` inside finds it then.
+
+        For work of minutes, such as that of equal stages of trials side by side. Nothing waits for a process that is
+        gone, nor where there are no locks.
+
+        Args:
+            what: is made, for who waits.
+        """
+        path = self.folder(kind, key)
+        with ExitStack() as held:
+            with suppress(OSError):  # a folder that cannot be written is said when there is something to write
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(_locked(path.parent / f".turn-{key}", f"{what}: another process makes the same"))
+            yield
+
     def _set_aside(self, path: Path, fault: str) -> None:
         number = 1
         while (aside := path.parent / f"{DAMAGED}{path.name}-{number}").exists():
@@ -162,12 +179,17 @@ def _fault(folder: Path, kind: str, key: str) -> str | None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for an advisory lock; on systems without one, goes on without."""
+def _locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Waits for an advisory lock, and says so if told what to say; on systems without one, goes on without."""
     with open(path, "a") as file:
         if fcntl is not None:
             with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if waiting:
+                        logger.info("%s; waiting for it", waiting)
+                    fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

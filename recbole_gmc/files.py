@@ -10,7 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is locked there
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 from safetensors import SafetensorError
@@ -27,6 +32,33 @@ def safe_name(name: str, what: str) -> str:
     if bad or any(c in name for c in "/\\\0\n\r\t:") or name.startswith((TEMPORARY, RETIRED)):
         raise SettingError(f"{what} {name!r} cannot be a folder name", mend="Use a plain name without path separators")
     return name
+
+
+def refuse_unwritable(place: str | Path, where: str, mend: str = "Name another folder") -> None:
+    """Raises ``SettingError`` where no folder can be made or written at a place, before any work.
+
+    Tried rather than asked: permissions do not tell of a full disk, or of /proc.
+    """
+    path = Path(place).expanduser().absolute()
+    there = next(part for part in (path, *path.parents) if part.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=there))
+    except OSError:
+        raise SettingError(f"{str(there)!r} is no folder that can be written", where, mend) from None
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[IO | None]:
+    """Holds a lock file, which child processes may hold on; ``None`` where another process has it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield None
+                return
+        yield lock
 
 
 @contextmanager

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from recbole_gmc import lookup, recbole_keys, registry
 from recbole_gmc.errors import SettingError
-from recbole_gmc.files import TEMPORARY, safe_name
+from recbole_gmc.files import refuse_unwritable, safe_name
 from recbole_gmc.settings import (
     GROUPS,
     DataSettings,
@@ -154,20 +152,7 @@ def _check_places(settings: Mapping[str, Any]) -> None:
     """Places are paths, and those that a run writes to are folders, or can be."""
     lookup.place(settings, "data_path")
     for name in ("run_dir", "cache_dir", "checkpoint_dir"):
-        path = (lookup.place(settings, name) or Path()).expanduser().absolute()
-        there = next(part for part in (path, *path.parents) if part.exists())
-        if not _takes_folders(there):
-            what = f"{str(there)!r} is no folder that can be written"
-            raise SettingError(what, where=name, mend="Name another place, or leave the key out")
-
-
-def _takes_folders(path: Path) -> bool:
-    """Tried rather than asked: permissions do not tell of a full disk, or of /proc."""
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=path))
-    except OSError:
-        return False
-    return True
+        refuse_unwritable(lookup.place(settings, name) or Path(), name, "Name another place, or leave the key out")
 
 
 def _check_adapted(lora: LoraSettings, network: T5Settings) -> None:

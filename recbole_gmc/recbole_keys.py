@@ -58,6 +58,11 @@ class RecBoleSettings:
     loss_decimal_place: int = key("loss_decimal_place", 4, least=0)
 
 
+def seed_of(settings: Mapping[str, Any]) -> int:
+    """The seed of a run, or RecBole's own; raises ``SettingError`` for one that cannot be."""
+    return read(RecBoleSettings, {name: settings[name] for name in ("seed",) if name in settings}).seed
+
+
 def names_in(file: Path) -> set[str]:
     """The settings that a property file names."""
     return set(re.findall(r"^([A-Za-z_]\w*)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))

@@ -382,7 +382,7 @@ def test_what_is_done_is_not_done_again_and_a_failure_stops_nothing(done, monkey
 def test_a_cell_that_runs_elsewhere_is_left_alone(done, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started"))
     cell = done.cells[0]
-    with run._locked(cell.folder.with_suffix(".lock")):
+    with run.locked(cell.folder.with_suffix(".lock")):
         assert run.run_cell(cell, {}) == "is run by another process"
     assert run.status(cell) == run.DONE
 

@@ -180,3 +180,42 @@ def test_unwritable_place_is_a_typed_error(tmp_path):
 def test_names_that_could_leave_the_folder_are_refused(cache, kind, key):
     with pytest.raises(SettingError):
         cache.get(kind, key)
+
+
+def _make_in_turn(root, made):
+    cache = Cache(root)
+    with cache.turn("kind", KEY, "It"):
+        if cache.get("kind", KEY) is None:
+            time.sleep(0.3)  # a race without turns would be lost
+            with made.get_lock():
+                made.value += 1
+            store(cache)
+
+
+def test_who_waits_for_a_turn_finds_what_was_made(cache):
+    context = multiprocessing.get_context("fork")
+    made = context.Value("i", 0)
+    makers = [context.Process(target=_make_in_turn, args=(cache.root, made)) for _ in range(3)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join(60)
+    assert [maker.exitcode for maker in makers] == [0, 0, 0] and made.value == 1
+
+
+def test_a_turn_of_a_killed_process_is_free(cache):
+    context = multiprocessing.get_context("fork")
+    inside = context.Event()
+
+    def hold():
+        with Cache(cache.root).turn("kind", KEY, "It"):
+            inside.set()
+            time.sleep(60)
+
+    holder = context.Process(target=hold)
+    holder.start()
+    assert inside.wait(30)
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(30)
+    with cache.turn("kind", KEY, "It"):
+        assert cache.get("kind", KEY) is None

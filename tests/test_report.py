@@ -130,19 +130,33 @@ def test_without_the_data_there_is_still_a_page(tmp_path, caplog):
     assert "--data_path" in caplog.text
 
 
+def test_a_cell_that_failed_is_said(tmp_path, capsys):
+    write_run(tmp_path / "all" / "GMC-1", data_path=tmp_path / "gone", certified={"all": 0.0})
+    for name, note in (("SASRec-1", {"status": "failed", "error": EVIL}), ("GMC-1", {"status": "done"})):
+        (tmp_path / "all" / f"{name}.json").write_text(json.dumps(note), encoding="utf-8")
+    assert cli.main(["report", str(tmp_path / "all")]) == 0
+    assert f"Not in the report: SASRec-1: {EVIL}\n" in capsys.readouterr().out
+    page = (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
+    assert "Failed, and so not here: SASRec-1: &lt;script&gt;" in page and EVIL not in page
+    assert "<td>0.0%</td>" in page  # none of the lists is certified
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "no run folder"),
         (["nowhere"], "no folder"),
-        (["."], "no result.json"),
+        (["empty"], "no result.json"),
         (["run", "--outptu=x"], "nearest: 'output'"),
         (["run", "--tsne_items=x"], "--tsne_items=1000"),
         (["run", "--pictures=no"], "--pictures=False"),
+        (["run", "--output=run/result.json"], "is no folder that can be written"),
     ],
 )
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run")
+    (tmp_path / "empty").mkdir()
     assert cli.main(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

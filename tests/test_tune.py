@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from run_help import tiny, write_planted
 
 from recbole_gmc import cli, quick
-from recbole_gmc.files import read_json
+from recbole_gmc.files import locked, read_json
 from recbole_gmc.running import planning
-from recbole_gmc.tune import command
+from recbole_gmc.tune import command, ray_search, request, trial
 from recbole_gmc.tune.trial import id_of, run_trial
 
 SPACE = "lora_r: [2, 4]\nlora_learning_rate: [0.01, 0.03]\n"
@@ -69,7 +71,17 @@ def test_the_best_by_validation_is_tested_and_nothing_else(searched):
     assert result["settings"]["lora_r"] == chosen["lora_r"]
     assert result["validation"]["score"] == pytest.approx(float(best["score"]), abs=1e-12)
     assert not list((searched / "trials").rglob("topk.tsv")) and not list((searched / "trials").rglob("result.json"))
+    assert len({row["trial"] for row in rows}) == 4
     assert all("plotly" in (searched / name).read_text(encoding="utf-8") for name in ("history.html", "parallel.html"))
+
+
+def test_the_command_in_best_yaml_runs_the_best_settings_again(searched, monkeypatch, tmp_path):
+    monkeypatch.chdir(searched.parent)
+    command = (searched / "best.yaml").read_text(encoding="utf-8").splitlines()[3]
+    assert command.startswith("# recbole-gmc --model=GMC ")
+    assert cli.main([*shlex.split(command)[2:], f"--run_dir={tmp_path / 'again'}"]) == 0
+    lists = [(folder / "topk.tsv").read_text(encoding="utf-8") for folder in (searched / "best", tmp_path / "again")]
+    assert lists[0] == lists[1]
 
 
 def test_what_a_trial_does_not_change_is_trained_once(searched):
@@ -96,12 +108,20 @@ def test_a_stopped_search_goes_on_without_what_is_done(searched, monkeypatch):
     assert table(searched)[0]["trial"] == rows[0]["trial"]
 
 
-def test_ray_runs_the_same_points(root):
-    (root / "space.yaml").write_text("lora_r: [2, 4]\n", encoding="utf-8")
-    assert tune("--tool=ray", "--output=ray") == 0
-    assert tune() == 0
+def test_ray_runs_the_same_points_and_neither_tool_stops_at_one_that_does_not_fit(root, monkeypatch):
+    """Two codes a level are too few for the items, which only the tokenizer finds."""
+    (root / "space.yaml").write_text("codebook_size: [2, 16]\n", encoding="utf-8")
+    assert tune("--code_levels=2", "--tool=ray", "--output=ray") == 0
+    assert tune("--code_levels=2") == 0
     ours, theirs = ({row["trial"]: row["score"] for row in table(root / name)} for name in ("out", "ray"))
     assert ours == theirs and len(ours) == 2
+    for row in (*table(root / "out"), *table(root / "ray")):
+        fits = row["codebook_size"] == "16"
+        assert (row["state"], bool(row["error"])) == ("done" if fits else "failed", not fits)
+    tried = []  # again: what made it fail may be mended
+    monkeypatch.setattr(trial, "_fit", lambda plan, *rest: tried.append(plan.settings["codebook_size"]) or fail())
+    assert tune("--code_levels=2") == 0
+    assert tried == [2]
 
 
 def test_a_model_of_recbole_is_tuned_over_its_domains(root):
@@ -121,9 +141,9 @@ def test_a_model_of_recbole_is_tuned_over_its_domains(root):
 def test_validations_of_adapters_are_not_reported(root):
     plan = planning.plan("GMC", "tiny", ["tiny.yaml"], {"epochs": 3, "eval_step": 1, "lora_epochs": 2})
     told = []
-    trial = run_trial(plan, {"lora_r": 2}, root / "trials", lambda epoch, score: told.append((epoch, score)))
+    made = run_trial(plan, {"lora_r": 2}, root / "trials", lambda epoch, score: told.append((epoch, score)))
     assert [epoch for epoch, _ in told] == [0, 1, 2]
-    assert trial.state == "done" and trial.epochs == 3 + 2 + 2
+    assert made.state == "done" and made.epochs == 3 + 2 + 2
 
 
 def test_a_diverging_trial_does_not_stop_the_search(root):
@@ -135,9 +155,60 @@ def test_a_diverging_trial_does_not_stop_the_search(root):
     assert "loss" in failed["error"] and failed["score"] == ""
 
 
+def fail():
+    raise ValueError("sizes\nthat do not fit")
+
+
+def test_where_all_trials_fail_the_reason_is_said(root, monkeypatch, capsys):
+    monkeypatch.setattr(trial, "_fit", lambda *rest: fail())
+    assert tune() == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "no trial was finished" in error and "ValueError: sizes that do not fit" in error
+
+
+def test_an_interrupted_ray_search_notes_nothing_on_trials_under_way(root, monkeypatch):
+    ray_tune = pytest.importorskip("ray.tune")
+
+    def interrupted(*_, **__):
+        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"  # else Ray itself takes the signal
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray_tune, "run", interrupted)
+    monkeypatch.setattr(ray_search, "_start", lambda address: None)
+    assert tune("--tool=ray") == 130
+    assert not list((root / "out").rglob("trial.json")) and not (root / "out" / "trials.csv").exists()
+    died = SimpleNamespace(status="ERROR", config={ray_search.POINT: {"lora_r": 2}}, error_file="x")
+    assert ray_search._read(died, root / "out" / "trials").state == "failed"
+    assert not list((root / "out").rglob("trial.json"))
+
+
+def test_two_searches_do_not_share_a_folder(root, capsys):
+    with locked(root / "out" / command.LOCK):
+        assert tune() == 2
+    assert "another search is at work in it" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_something_else_is_refused(root, capsys):
+    (root / "out").mkdir()
+    (root / "out" / "result.json").write_text("{}", encoding="utf-8")
+    assert tune() == 2
+    assert "holds result.json, but no search" in capsys.readouterr().err
+
+
+def test_a_setting_that_the_model_does_not_read_is_not_searched(root, capsys):
+    (root / "sasrec.yaml").write_text(yaml.safe_dump({"data_path": str(root), "domains": ["Big"]}), encoding="utf-8")
+    assert tune("--model=SASRec", "--config_files=sasrec.yaml") == 2
+    assert "lora_r: SASRec does not read it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--output=tiny.yaml"], "--output: "),
+        (["--seed=abc"], "seed: 'abc'"),
+        (["--tool=ray", "--ray_address=127.0.0.1:1"], "--ray_address: nothing answers"),
+        (["--lora_r=3"], "--lora_r: is fixed by a flag and in the search space"),
+        (["--valid_metric=NDCG@7"], "gmc: valid_metric: "),
         (["--params_file=none.yaml"], "--params_file: no file"),
         (["--tool=optuna"], "hyperopt"),
         (["--algo=grid"], "exhaustive"),
@@ -185,7 +256,7 @@ def test_a_bad_value_in_the_space_is_found_before_any_work(root, capsys):
 def test_help_names_every_flag(capsys):
     assert cli.main(["tune", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"--{name}" in printed for name in command.OWN)
+    assert all(f"--{name}" in printed for name in request.OWN)
 
 
 def test_trials_are_named_by_what_they_try():

@@ -10,9 +10,9 @@ from typing import Any
 from recbole_gmc import hooks, keys, lookup, registry, sections, values
 from recbole_gmc.benchmark import ablations
 from recbole_gmc.errors import DataError, SettingError
-from recbole_gmc.files import hash_of, safe_name
+from recbole_gmc.files import hash_of, refuse_unwritable, safe_name
 from recbole_gmc.flags import flags_of
-from recbole_gmc.running import planning
+from recbole_gmc.recbole_keys import seed_of
 from recbole_gmc.settings import DataSettings, read
 
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
@@ -142,6 +142,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     domains = read(DataSettings, data).domains or (dataset,)
     refuse_missing(Path(data.get("data_path") or "dataset"), domains)
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
+    refuse_unwritable(output, "--output")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
     variants = ablations.chosen(own.get("ablations", ""), models)
     ablations.refuse_idle(variants, {**layer, **sections.for_model(in_files, ablations.MODEL), **given})
@@ -152,7 +153,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         refuse_unlike(model, mine, data)
         flagged = [f"--{key}={value}" for key, value in flags.items() if key not in ("seed", *changed)]
         flagged += [f"--{key}={value}" for key, value in changed.items()]
-        for seed in _seeds(own.get("seeds", "1"), common.get("seed", planning.SEED)):
+        for seed in _seeds(own.get("seeds", "1"), seed_of(common)):
             folder = output / f"{model}-{f'{variant.name}-' if variant else ''}{seed}"
             command = (f"--model={model}", *shared, *flagged, f"--seed={seed}", f"--run_dir={folder}")
             signature = hash_of([model, seed, dataset, list(domains), {**mine, "seed": seed}])
@@ -205,9 +206,9 @@ def refuse_missing(root: Path, domains: Sequence[str], where: str = "domains") -
             raise DataError(what, where, f"There must be a file {root / domain / domain}.inter; see data_path")
 
 
-def _seeds(text: str, first: Any) -> list[int]:
+def _seeds(text: str, first: int) -> list[int]:
     mend = "Write --seeds=3 for three of them from `seed` on, or --seeds=7,9"
-    if not isinstance(first, int) or not all(word.isdecimal() for word in text.split(",")):
+    if not all(word.isdecimal() for word in text.split(",")):
         raise SettingError(f"{text!r} are no seeds", "--seeds", mend)
     seeds = [int(word) for word in text.split(",")]
     seeds = [first + i for i in range(seeds[0])] if len(seeds) == 1 else seeds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ import recbole_gmc
 from recbole_gmc import keys
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.errors import CheckpointError, SettingError
-from recbole_gmc.files import hash_file, read_json, write_json
+from recbole_gmc.files import hash_file, locked, read_json, write_json
 from recbole_gmc.flags import flags_of
 from recbole_gmc.running import planning
 
@@ -120,7 +119,7 @@ def run_all(benchmark: Benchmark) -> None:
 
 def run_cell(cell: Cell, data: dict[str, str]) -> str:
     """Runs or resumes one cell; says in a few words how it ended."""
-    with _locked(cell.folder.with_suffix(".lock")) as lock:
+    with locked(cell.folder.with_suffix(".lock")) as lock:
         if lock is None:
             return "is run by another process"
         before = note_of(cell)
@@ -187,19 +186,6 @@ def _children_end_with_us() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[IO | None]:
-    """``None`` where another process runs the cell, a child that a killed benchmark left included."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield None
-            return
-        yield lock
 
 
 def _last_line(log: Path, code: int) -> str:

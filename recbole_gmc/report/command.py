@@ -8,9 +8,9 @@ from pathlib import Path
 
 from recbole_gmc import keys
 from recbole_gmc.errors import DependencyError, SettingError
-from recbole_gmc.files import new_file, telling_where
+from recbole_gmc.files import new_file, refuse_unwritable, telling_where
 from recbole_gmc.report import facts
-from recbole_gmc.report.runs import DomainData, Run, find_runs, read_domain
+from recbole_gmc.report.runs import DomainData, Run, failures, find_runs, read_domain
 
 HELP = """\
 usage: recbole-gmc report <run folder or folder of runs> ... [--<flag>=<value> ...]
@@ -59,7 +59,11 @@ def run(arguments: Sequence[str]) -> None:
         raise SettingError(f"{pictures!r} is neither True nor False", "--pictures", "Write --pictures=False")
     runs = find_runs(folders)
     target = Path(flags.get("output", folders[0]))
-    made = write(runs, target, flags.get("data_path"), int(most), pictures == "True")
+    refuse_unwritable(target, "--output")
+    missing = failures(folders)
+    made = write(runs, target, flags.get("data_path"), int(most), pictures == "True", missing)
+    for line in missing:
+        print(f"Not in the report: {line}")
     print(f"Report of {len(runs)} {'run' if len(runs) == 1 else 'runs'}: {made}")
 
 
@@ -69,8 +73,13 @@ def write(
     data_path: str | None = None,
     tsne_items: int = TSNE_ITEMS,
     pictures: bool = True,
+    missing: Sequence[str] = (),
 ) -> Path:
-    """Writes report.html of some runs into a folder, and its figures as pictures."""
+    """Writes report.html of some runs into a folder, and its figures as pictures.
+
+    Args:
+        missing: cells of a benchmark that failed, a line each.
+    """
     try:
         import plotly.offline
 
@@ -83,7 +92,7 @@ def write(
     ids = analysis.analyse(runs, tsne_items)
     with telling_where(target, "Free some space, or name another --output"):
         with new_file(target / NAME) as file:
-            file.write(page.page(runs, data, drawn, _users(runs, data), ids, plotly.offline.get_plotlyjs()))
+            file.write(page.page(runs, data, drawn, _users(runs, data), ids, plotly.offline.get_plotlyjs(), missing))
         if pictures:
             images.write({**drawn, **ids.figures}, target / "figures")
     return target / NAME

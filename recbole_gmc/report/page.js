@@ -38,7 +38,9 @@ for (const table of document.querySelectorAll('table.sortable')) {
       return key === undefined ? cell.textContent : Number(key); };
     const rows = Array.from(table.tBodies[0].rows).sort((a, b) => {
       const x = value(a), y = value(b);
-      const order = typeof x === 'number' && typeof y === 'number' ? x - y : String(x).localeCompare(String(y));
+      const number = typeof x === 'number';
+      if (number !== (typeof y === 'number')) return number ? -1 : 1;  // cells without a number stay last
+      const order = number ? x - y : x.localeCompare(y);
       return up ? order : -order;
     });
     table.tBodies[0].append(...rows);

@@ -31,6 +31,7 @@ def page(
     examples: Mapping[str, Sequence[Example]],
     ids: Analysis,
     library: str,
+    missing: Sequence[str] = (),
 ) -> str:
     """The whole page about some runs.
 
@@ -39,6 +40,7 @@ def page(
         examples: run name -> users.
         ids: what is known of the semantic IDs.
         library: the source of plotly.js.
+        missing: runs that failed, a line each.
     """
     title = _some([str(run.result["model"]) for run in runs])
     where = _some([domain for run in runs for domain in run.domains])
@@ -47,6 +49,7 @@ def page(
         '<p class="soft">The last item of every user is held out and ranked among all items of its domain.</p>',
         "<h2>Results on test</h2>",
         results(runs),
+        *(f'<p class="soft">Failed, and so not here: {escape(line)}</p>' for line in missing),
         grid(figures),
         *_users(examples),
         "<h2>Data</h2>",
@@ -250,7 +253,8 @@ def _told(value: Any) -> str:
 def _about(run: Run) -> str:
     result = run.result
     rows: list[list[Any]] = [["folder", str(run.folder)], ["seed", str(result.get("seed"))]]
-    if certified := (result.get("certified") or {}).get("all"):
+    certified = (result.get("certified") or {}).get("all")
+    if certified is not None:
         rows.append(["lists proved to be the true top", f"{100 * certified:.1f}%"])
     if result.get("label"):
         rows.append(["setting", result["label"]])

@@ -114,6 +114,22 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [Run(folder, result, name) for folder, result, name in zip(found, results, names, strict=True)]
 
 
+def failures(folders: Sequence[str | Path]) -> list[str]:
+    """The cells of benchmark folders that failed, each with its error."""
+    found = []
+    for folder in map(Path, folders):
+        if (folder / RESULT).is_file():
+            continue
+        for file in sorted(note for depth in ("*", "*/*") for note in folder.glob(f"{depth}.json")):
+            try:
+                note = read_json(file)
+            except (ValueError, OSError):
+                continue
+            if isinstance(note, dict) and note.get("status") == "failed":
+                found.append(f"{file.stem}: {note.get('error')}")
+    return found
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """Raises CheckpointError for a file that is not a result of ours."""
     try:

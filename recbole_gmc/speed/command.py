@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from recbole_gmc import keys, lookup, registry
 from recbole_gmc.errors import CheckpointError, SettingError
-from recbole_gmc.files import write_json
+from recbole_gmc.files import refuse_unwritable, write_json
 from recbole_gmc.settings import TokenizerSettings, read
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
 
@@ -126,14 +125,10 @@ def _run(value: str) -> Path:
 
 def _output(value: str) -> Path:
     """The folder, made before minutes of measuring."""
-    try:
-        Path(value).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError(f"{value!r} cannot be made ({error.strerror})", "--output", "Name another folder") from error
+    refuse_unwritable(value, "--output")
     if (Path(value) / "speed.json").is_dir():
         raise SettingError(f"{value}/speed.json is a folder", "--output", "Name another folder")
-    if not os.access(value, os.W_OK):
-        raise SettingError(f"{value!r} cannot be written to", "--output", "Name another folder")
+    Path(value).mkdir(parents=True, exist_ok=True)
     return Path(value)
 
 

@@ -81,14 +81,15 @@ def tokenize(
 
     cache = Cache(cache_dir)
     key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed, _versions())
-    entry = cache.get(KIND, key)
-    if entry is None:
-        made = _learned(embeddings, settings, seed, device, progress)
-        with cache.put(KIND, key) as folder:
-            made.ids.save(Path(folder) / "ids")
-            write_json(Path(folder) / "quality.json", made.quality)
-            residuals.write(Path(folder) / residuals.NAME, made.residuals)
-        return made
+    with cache.turn(KIND, key, "Semantic IDs"):
+        entry = cache.get(KIND, key)
+        if entry is None:
+            made = _learned(embeddings, settings, seed, device, progress)
+            with cache.put(KIND, key) as folder:
+                made.ids.save(Path(folder) / "ids")
+                write_json(Path(folder) / "quality.json", made.quality)
+                residuals.write(Path(folder) / residuals.NAME, made.residuals)
+            return made
     logger.info("Semantic IDs: reused from the cache (%s)", entry)
     ids = SemanticIds.load(Path(entry) / "ids")
     # files hold domains by name; the embeddings' own index keeps the order of the run

@@ -115,20 +115,27 @@ class GMCTrainer(StageTrainer):
     ) -> None:
         if stage.name in self.record.done:
             return
-        key = None if self._pending is not None else self._content_of(stage, train, watched)
-        found = None if key is None else unified_cache.get(cache_dir(self.config), key)
-        if found is not None:
-            self.model.network.load_state_dict(found.weights)
-            self.record.curve += found.curve
-            self.record.spend(stage.name, found.seconds)
-            self.record.reused.append(stage.name)
-            self._finish(stage)
+        if self._pending is not None:
+            self._run(stage, train, watched, loop)
             return
-        self._run(stage, train, watched, loop)
-        if key is not None and not self.record.limited:
-            curve = [entry for entry in self.record.curve if entry["stage"] == stage.name]
-            made = Unified(self.model.plain_state(), curve, self.record.seconds[stage.name])
-            unified_cache.put(cache_dir(self.config), key, made)
+        cache, key = cache_dir(self.config), self._content_of(stage, train, watched)
+        with unified_cache.turn(cache, key):
+            found = unified_cache.get(cache, key)
+            if found is not None:
+                self._take(stage, found)
+                return
+            self._run(stage, train, watched, loop)
+            if not self.record.limited:
+                curve = [entry for entry in self.record.curve if entry["stage"] == stage.name]
+                unified_cache.put(cache, key, Unified(self.model.plain_state(), curve, self.record.seconds[stage.name]))
+
+    def _take(self, stage: Stage, found: Unified) -> None:
+        """What an earlier run, or another process, has trained."""
+        self.model.network.load_state_dict(found.weights)
+        self.record.curve += found.curve
+        self.record.spend(stage.name, found.seconds)
+        self.record.reused.append(stage.name)
+        self._finish(stage)
 
     def _content_of(self, stage: Stage, train: SequenceRows, watched: SequenceRows | None) -> str:
         """The hash of all that decides the weights: IDs, rows, initial weights, schedule, arithmetic, the choice."""

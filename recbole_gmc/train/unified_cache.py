@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from logging import getLogger
 from pathlib import Path
@@ -49,6 +50,11 @@ def key(
     """
     parts = [part.cpu().numpy() for one in rows for part in (one.history, one.target)]
     return hash_of("unified", VERSION, list(start), asdict(stage), dict(settings), list(arithmetic), *parts)
+
+
+def turn(cache: Path, found_key: str) -> AbstractContextManager[None]:
+    """Held while it is looked for and made, so that trials side by side train it once."""
+    return Cache(cache).turn(KIND, found_key, "Unified recommender")
 
 
 def get(cache: Path, found_key: str) -> Unified | None:

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from logging import getLogger
-from pathlib import Path
 from typing import Any
 
-from recbole.utils import get_local_time
-
-from recbole_gmc import keys, quick
+from recbole_gmc import quick
 from recbole_gmc.errors import CheckpointError, RunError, SettingError
-from recbole_gmc.files import read_json, safe_name, write_json
-from recbole_gmc.flags import flags_of
-from recbole_gmc.running import planning
+from recbole_gmc.files import locked, read_json, write_json
 from recbole_gmc.tune import outcome, ray_search, search
-from recbole_gmc.tune.ray_search import RayOptions
-from recbole_gmc.tune.search import SearchOptions
-from recbole_gmc.tune.space import Space, read_space
+from recbole_gmc.tune.request import Request, parse, refuse_bad_points
 
-TOOLS = ("hyperopt", "ray")
-ALGORITHMS = ("exhaustive", "random", "bayes")
-OWN = (
-    "params_file tool algo max_evals early_stop output ray_address cpus_per_trial gpus_per_trial grace_validations "
-    "reduction_factor"
-).split()
-FACTS = "search.json"
+FACTS, LOCK = "search.json", ".lock"
 
 HELP = """\
 usage: recbole-gmc tune --model=<model> --dataset=<name> --params_file=<file> [--<flag or key>=<value> ...]
@@ -60,20 +46,6 @@ run of the best settings.
 """
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for."""
-
-    plan: planning.Plan
-    space: Space
-    tool: str
-    options: SearchOptions
-    ray: RayOptions
-    folder: Path
-    files: tuple[str, ...]
-    given: Mapping[str, Any]
-
-
 def run(arguments: Sequence[str]) -> None:
     """Runs a search and then the best settings.
 
@@ -85,6 +57,13 @@ def run(arguments: Sequence[str]) -> None:
     request = parse(arguments)
     (ray_search.require_ray if request.tool == "ray" else search.require_hyperopt)()
     refuse_bad_points(request)
+    with locked(request.folder / LOCK) as lock:
+        if lock is None:
+            raise SettingError("another search is at work in it", str(request.folder), "Name another --output")
+        _search(request, shlex.join(["recbole-gmc", "tune", *arguments]))
+
+
+def _search(request: Request, command: str) -> None:
     folder = request.folder
     _claim(request)
     count = request.options.trials(request.space)
@@ -94,103 +73,14 @@ def run(arguments: Sequence[str]) -> None:
     else:
         trials = search.Search(request.plan, request.space, request.options, folder / "trials").trials()
     metric = str(request.plan.merged().get("valid_metric") or "NDCG@10")
-    outcome.write(folder, trials, metric, f"recbole-gmc tune {' '.join(arguments)}")
+    outcome.write(folder, trials, metric, command, _again(request))
     print(outcome.draw(trials, metric))
     best = outcome.best_of(trials)
     if best is None:
-        raise RunError("no trial was finished", str(folder / outcome.TABLE), "Its last column says why")
+        first = next((f", the first because of: {trial.error}" for trial in trials if trial.error), "")
+        raise RunError(f"no trial was finished{first}", str(folder / outcome.TABLE), "Its last column says why")
     print(f"Best: trial {best.id}; its settings are in {folder / outcome.BEST}. Now its test, the only one:")
     _run_best(request, dict(best.settings))
-
-
-def parse(arguments: Sequence[str]) -> Request:
-    """Raises SettingError for what cannot be meant."""
-    flags = flags_of(arguments, OWN)
-    own = {name: flags.pop(name) for name in OWN if name in flags}
-    if "params_file" not in own:
-        mend = "Give --params_file=properties/search/GMC.yaml or a file of your own"
-        raise SettingError("no search space is named", "--params_file", mend)
-    for name in ("run_dir", "resume"):
-        if name in flags:
-            raise SettingError("the search gives every trial a folder of its own", f"--{name}", "Use --output")
-    try:
-        space = read_space(own["params_file"])
-    except SettingError as error:
-        where = "--params_file" if error.where == "config_files" else error.where
-        raise SettingError(error.what, where, error.mend) from None
-    model, dataset = flags.pop("model", None), flags.pop("dataset", None)
-    files = tuple(flags.pop("config_files", "").split())
-    plan = planning.plan(model, dataset, files, flags)
-    tool = _one_of(own.get("tool", "hyperopt"), TOOLS, "--tool")
-    algo = _one_of(own.get("algo") or ("random" if space.size is None else "exhaustive"), ALGORITHMS, "--algo")
-    _refuse_unfit(tool, algo, space, own)
-    seed = plan.merged().get("seed", planning.SEED)
-    options = SearchOptions(algo, _count(own, "max_evals"), _count(own, "early_stop"), int(seed))
-    usual = RayOptions()
-    ray = RayOptions(
-        own.get("ray_address"),
-        _amount(own, "cpus_per_trial", usual.cpus),
-        _amount(own, "gpus_per_trial", usual.gpus),
-        _count(own, "grace_validations") or usual.grace,
-        _count(own, "reduction_factor", least=2) or usual.reduction,
-    )
-    name = f"tune-{plan.model}-{safe_name(plan.dataset, 'dataset')}-{get_local_time()}"
-    folder = Path(own.get("output") or Path("runs") / name)
-    return Request(plan, space, tool, options, ray, folder, files, flags)
-
-
-def _refuse_unfit(tool: str, algo: str, space: Space, own: Mapping[str, str]) -> None:
-    if algo == "exhaustive" and space.size is None:
-        open_ones = ", ".join(name for name, part in space.ranges.items() if part.size is None)
-        raise SettingError(f"{open_ones} has no list of values", "--algo", "Choose random or bayes")
-    if tool == "ray":
-        if algo == "bayes":
-            raise SettingError("bayes is hyperopt's", "--algo", "Choose --tool=hyperopt, or random")
-        if "early_stop" in own:
-            raise SettingError("ASHA stops trials, not the search", "--early_stop", "Leave it out with --tool=ray")
-        if algo == "exhaustive" and "max_evals" in own:
-            raise SettingError("a grid is run whole", "--max_evals", "Choose --algo=random, or leave it out")
-        return
-    for name in ("ray_address", "cpus_per_trial", "gpus_per_trial", "grace_validations", "reduction_factor"):
-        if name in own:
-            raise SettingError("means nothing to hyperopt", f"--{name}", "Add --tool=ray")
-
-
-def _one_of(word: str, known: Sequence[str], where: str) -> str:
-    if word.lower() not in known:
-        what = f"{word!r} is not known{keys.nearest(word, known)}"
-        raise SettingError(what, where, f"Choose from {', '.join(known)}")
-    return word.lower()
-
-
-def _count(own: Mapping[str, str], name: str, least: int = 1) -> int | None:
-    if name not in own:
-        return None
-    if not own[name].isdecimal() or int(own[name]) < least:
-        raise SettingError(f"{own[name]!r} is not a number >= {least}", f"--{name}", f"Write --{name}=10")
-    return int(own[name])
-
-
-def _amount(own: Mapping[str, str], name: str, usual: float) -> float:
-    try:
-        amount = float(own.get(name, usual))
-    except ValueError:
-        amount = math.nan
-    if not 0 <= amount < math.inf:
-        raise SettingError(f"{own[name]!r} is not a number >= 0", f"--{name}", f"Write --{name}=1")
-    return amount
-
-
-def refuse_bad_points(request: Request) -> None:
-    """Shows every value of the space to the checks of a run, so that none is found bad after hours of search."""
-    plan = request.plan
-    for point in request.space.corners():
-        ((name, value),) = point.items()
-        try:
-            again = planning.plan(plan.model, plan.dataset, request.files, {**request.given, **point})
-            again.refuse_bad(request.folder)
-        except SettingError as error:
-            raise SettingError(f"{value!r} is in the search space, but: {error}", name) from error
 
 
 def _claim(request: Request) -> None:
@@ -217,8 +107,16 @@ def _claim(request: Request) -> None:
                 raise CheckpointError(what, str(folder), "Name another --output, or the same search")
         getLogger().info(f"Going on with the search in {folder}")
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    if there := [name for name in ("result.json", "checkpoint", "trials") if (folder / name).exists()]:
+        raise SettingError(f"holds {there[0]}, but no search", str(folder), "Name another --output")
     write_json(folder / FACTS, facts)
+
+
+def _again(request: Request) -> str:
+    """The command of a run with the best settings on top of those that all trials had."""
+    files = " ".join([*request.files, str(request.folder / outcome.BEST)])
+    named = {"model": request.plan.model, "dataset": request.plan.dataset, "config_files": files, **request.given}
+    return shlex.join(["recbole-gmc", *(f"--{name}={value}" for name, value in named.items())])
 
 
 def _run_best(request: Request, settings: dict[str, Any]) -> None:

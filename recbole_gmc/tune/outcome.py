@@ -25,13 +25,18 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return max(done, key=lambda trial: trial.score, default=None)
 
 
-def write(folder: Path, trials: Sequence[Trial], metric: str, command: str) -> None:
-    """best.yaml (if a trial was finished), trials.csv and the plots."""
+def write(folder: Path, trials: Sequence[Trial], metric: str, command: str, again: str) -> None:
+    """best.yaml (if a trial was finished), trials.csv and the plots.
+
+    Args:
+        command: that of the search.
+        again: a run with the best settings on top of those that all trials had.
+    """
     best = best_of(trials)
     if best is not None:
         with new_file(folder / BEST) as file:
             file.write(f"# The best of {len(trials)} trials, validation {metric} {best.score:.6f} (trial {best.id}).\n")
-            file.write(f"# {command}\n")
+            file.write(f"# {command}\n# It holds what was searched alone. The run itself:\n# {again}\n")
             yaml.safe_dump(dict(best.settings), file, sort_keys=False, default_flow_style=None)
     names = list(trials[0].settings) if trials else []
     with new_file(folder / TABLE) as file:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import recbole_gmc
-from recbole_gmc.errors import DependencyError, RunError
+from recbole_gmc.errors import DependencyError
 from recbole_gmc.running.planning import Plan
 from recbole_gmc.tune.search import SearchOptions
 from recbole_gmc.tune.space import Space
 from recbole_gmc.tune.trial import Trial, id_of, run_trial
 
 SCORE = "valid_score"
+POINT = "settings"  # of a trial, in Ray's tables, too
 PATIENCE = {  # Ray ends the whole process where its helpers take half a minute to start, as on a machine at work
     "agent_register_timeout_ms": 300_000,
     "worker_register_timeout_seconds": 300,
@@ -43,14 +44,14 @@ class RayOptions:
     reduction: int = 3
 
 
-def _objective(drawn: Mapping[str, Any], plan: Plan, space: Space, trials: Path) -> None:
+def _objective(drawn: Mapping[str, Any], plan: Plan, trials: Path) -> None:
     """Runs in a worker. Returns nothing: Ray would take what is returned for one more report."""
     from ray.air import session
 
     def report(epoch: int, score: float) -> None:
         session.report({SCORE: score, "epoch": epoch, "state": "under way"})
 
-    trial = run_trial(plan, space.settings(drawn), trials, report)
+    trial = run_trial(plan, drawn[POINT], trials, report)
     session.report({SCORE: trial.score or 0.0, "epoch": trial.epochs, "state": trial.state})
 
 
@@ -70,31 +71,31 @@ def require_ray() -> None:
 def search(plan: Plan, space: Space, options: SearchOptions, ray_options: RayOptions, folder: Path) -> list[Trial]:
     """Runs the trials; every one leaves its folder and its entry, those that ASHA stopped included.
 
+    The points are drawn here, each once: Ray repeats some, and trials side by side would share a folder.
+
     Raises:
         DependencyError: Ray Tune cannot be imported.
-        RunError: a trial ended in an error that is not its settings' fault.
+        KeyboardInterrupt: with nothing noted on trials that were under way.
     """
     require_ray()
     import ray
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search import BasicVariantGenerator
 
     trials = folder / "trials"
-    every = options.algo == "exhaustive"
+    points = space.sample(options.trials(space), options.seed)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with it Ray would end as if all trials were over
     started_here = not ray.is_initialized()
     if started_here:
         _start(ray_options.address)
     try:
         analysis = tune.run(
             tune.with_resources(
-                partial(_objective, plan=plan, space=space, trials=trials.absolute()),
+                partial(_objective, plan=plan, trials=trials.absolute()),
                 {"cpu": ray_options.cpus, "gpu": ray_options.gpus},
             ),
             name="ray",
-            config=space.for_ray(every),
-            num_samples=1 if every else options.trials(space),
-            search_alg=BasicVariantGenerator(random_state=options.seed),
+            config={POINT: tune.grid_search(points)},
             scheduler=ASHAScheduler(
                 metric=SCORE,
                 mode="max",
@@ -107,7 +108,7 @@ def search(plan: Plan, space: Space, options: SearchOptions, ray_options: RayOpt
             raise_on_failed_trial=False,
             verbose=1,
         )
-        return [_read(trial, space, trials) for trial in analysis.trials]
+        return [_read(trial, trials) for trial in analysis.trials]
     finally:
         if started_here:
             ray.shutdown()
@@ -127,12 +128,12 @@ def _start(address: str | None) -> None:
     ray.init(address=address, logging_level=logging.WARNING, **here)
 
 
-def _read(trial: Any, space: Space, trials: Path) -> Trial:
+def _read(trial: Any, trials: Path) -> Trial:
     """The entry that a trial wrote; one that ASHA stopped could not, so it is written here."""
-    settings = space.settings(trial.config)
+    settings = trial.config[POINT]
     folder = trials / id_of(settings)
-    if trial.status == "ERROR":
-        raise RunError(f"trial {id_of(settings)} ended in an error", str(folder), f"Ray's log: {trial.error_file}")
+    if trial.status != "TERMINATED":  # its worker died; nothing is noted, so it is tried again
+        return Trial(id_of(settings), settings, "failed", error=f"Ray ended it as {trial.status}: {trial.error_file}")
     if (done := Trial.read(folder)) is not None:
         return done
     last = trial.last_result or {}

@@ -6,18 +6,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from recbole.trainer import HyperTuning
+from recbole.trainer.hyper_tuning import exhaustive_search
 
 from recbole_gmc.errors import DependencyError
 from recbole_gmc.running.planning import Plan
 from recbole_gmc.tune.space import Space
-from recbole_gmc.tune.trial import Trial, run_trial
+from recbole_gmc.tune.trial import Trial, id_of, run_trial
 
 MANY = 100  # trials of an open space, as in RecBole
+TRIES = 50  # draws for each point of a grid: one is missed with a probability of exp(-50)
 
 
 def require_hyperopt() -> None:
@@ -45,8 +48,8 @@ class SearchOptions:
     seed: int
 
     def trials(self, space: Space) -> int:
-        most = space.size if self.algo == "exhaustive" else None
-        return min(most or self.max_evals or MANY, self.max_evals or most or MANY)
+        wanted = self.max_evals or (space.size if self.algo == "exhaustive" else MANY)
+        return min(wanted, space.size or wanted)
 
 
 class Search(HyperTuning):
@@ -61,17 +64,17 @@ class Search(HyperTuning):
         most = options.trials(space)
         super().__init__(
             self._run_one,
-            space=space.for_hyperopt(),
-            algo=options.algo,
+            space=(space.listed() if options.algo == "exhaustive" else space).for_hyperopt(),
+            algo=_algorithm(options, space),
             max_evals=most,
             early_stop=options.early_stop or most + 1,
         )
-        self.max_evals = most  # RecBole sets the size of the space where it is exhaustive
         self.plan, self.points, self.options, self.folder = plan, space, options, trials
         self.found: dict[str, Trial] = {}
 
     def _run_one(self, drawn: Mapping[str, Any], files: Sequence[str] | None = None) -> dict[str, Any]:
-        trial = run_trial(self.plan, self.points.settings(drawn), self.folder)
+        settings = self.points.settings(drawn)
+        trial = self.found.get(id_of(settings)) or run_trial(self.plan, settings, self.folder)
         self.found[trial.id] = trial
         score = trial.score if trial.score is not None else 0.0  # the worst there is: all metrics are shares
         return {
@@ -91,6 +94,13 @@ class Search(HyperTuning):
         with _hyperopt_seed(self.options.seed):
             self.run()
         return list(self.found.values())
+
+
+def _algorithm(options: SearchOptions, space: Space) -> Any:
+    """By name, or RecBole's way of random points without a repetition, which it tries long enough to find them all."""
+    if options.algo == "bayes" or space.size is None:
+        return options.algo
+    return partial(exhaustive_search, nbMaxSucessiveFailures=TRIES * space.size)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import yaml
+
 from recbole_gmc import keys, lookup, values
 from recbole_gmc.errors import SettingError
+from recbole_gmc.files import hash_of
 
 KINDS = {"choice": 1, "uniform": 2, "loguniform": 2, "quniform": 3}  # kind -> numbers that it takes
 FORM = "Write `<setting>: {choice: [a, b]}`, uniform or loguniform with [low, high], or quniform with [low, high, step]"
+MANY = 10_000  # points; more are drawn one by one
+FIXED = {  # why the values of some settings cannot be compared by a validation score
+    "one search is of one model on one data set": "model dataset",
+    "trials are scored on the same users and items": "domains data_path load_col eval_args valid_users val_interval "
+    "user_inter_num_interval item_inter_num_interval",
+    "trials are compared by one metric": "valid_metric valid_metric_bigger metrics topk",
+    "every trial has a folder of its own": "run_dir resume checkpoint_dir cache_dir",
+}
 _LINE = re.compile(r"(\S+)\s+(choice|uniform|loguniform|quniform)\s+(.+)")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A choice whose value is a list or a mapping, which hyperopt would take for a space of its own."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
 @dataclass(frozen=True)
@@ -23,7 +46,7 @@ class Range:
     """The values that one setting may take.
 
     Attributes:
-        kind: ``choice``, ``uniform``, ``loguniform`` (uniform in the logarithm) or ``quniform`` (steps).
+        kind: ``choice``, ``uniform``, ``loguniform`` (uniform in the logarithm) or ``quniform`` (multiples of a step).
         given: the values of a choice; else low, high and, for ``quniform``, the step.
     """
 
@@ -31,27 +54,45 @@ class Range:
     given: tuple[Any, ...]
 
     @property
+    def values(self) -> tuple[Any, ...] | None:
+        """All values, as settings; ``None`` where they cannot be counted."""
+        if self.kind == "choice":
+            return self.given
+        if self.kind != "quniform":
+            return None
+        low, high, step = self.given
+        return tuple(self.setting(low + number * step) for number in range(round((high - low) / step) + 1))
+
+    @property
     def ends(self) -> tuple[Any, ...]:
         """All values of a choice; else the least and the largest one, as settings."""
         return self.given if self.kind == "choice" else tuple(self.setting(end) for end in self.given[:2])
 
-    @property
-    def size(self) -> int | None:
-        """How many values there are; ``None`` where they cannot be counted."""
-        if self.kind == "choice":
-            return len(self.given)
-        low, high = self.given[:2]
-        return int((high - low) / self.given[2] + 1e-9) + 1 if self.kind == "quniform" else None
-
     def setting(self, drawn: Any) -> Any:
         """What was drawn as a setting: lists instead of tuples, whole numbers where the range has no others."""
         if self.kind == "choice":
-            return _plain(drawn)
+            return _plain(drawn.value if isinstance(drawn, Listed) else drawn)
         if self.kind == "quniform":
-            low, high, step = self.given
-            drawn = min(max(float(drawn), low), high)
-            return round(drawn) if all(isinstance(number, int) for number in self.given) else round(drawn, 12)
+            whole = all(isinstance(number, int) for number in self.given)
+            return round(drawn) if whole else round(float(drawn), 12)
         return float(drawn)
+
+    def drawn(self, generator: np.random.Generator) -> Any:
+        """A random value, as a setting."""
+        if self.values is not None:
+            return self.values[generator.integers(len(self.values))]
+        if self.kind == "loguniform":
+            return math.exp(generator.uniform(*(math.log(end) for end in self.given)))
+        return float(generator.uniform(*self.given))
+
+    def for_hyperopt(self, name: str) -> Any:
+        from hyperopt import hp
+
+        if self.kind == "choice":
+            nested = (list, tuple, dict)
+            return hp.choice(name, [Listed(value) if isinstance(value, nested) else value for value in self.given])
+        given = [math.log(end) for end in self.given] if self.kind == "loguniform" else self.given
+        return getattr(hp, self.kind)(name, *given)
 
 
 @dataclass(frozen=True)
@@ -73,31 +114,36 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many points there are; ``None`` where they cannot be counted."""
-        sizes = [part.size for part in self.ranges.values()]
-        return None if None in sizes else math.prod(sizes)
+        values = [part.values for part in self.ranges.values()]
+        return None if None in values else math.prod(map(len, values))
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All points of a space that can be counted."""
+        rows = itertools.product(*(part.values for part in self.ranges.values()))
+        return [dict(zip(self.ranges, row, strict=True)) for row in rows]
+
+    def sample(self, number: int, seed: int) -> list[dict[str, Any]]:
+        """So many random points, no two of them equal, the same by the same seed; the grid where it has no more."""
+        generator, size, found = np.random.default_rng(seed), self.size, {}
+        if size is not None and size <= max(2 * number, MANY):
+            points = self.grid()
+            if number >= size:
+                return points
+            return [points[place] for place in generator.permutation(size)[:number]]
+        while len(found) < number:
+            point = {name: part.drawn(generator) for name, part in self.ranges.items()}
+            found[hash_of(point)] = point
+        return list(found.values())
+
+    def listed(self) -> Space:
+        """The same points as choices, of a space that can be counted."""
+        return Space({name: Range("choice", part.values) for name, part in self.ranges.items()})
 
     def facts(self) -> dict[str, Any]:
         return {name: {part.kind: list(part.given)} for name, part in self.ranges.items()}
 
     def for_hyperopt(self) -> dict[str, Any]:
-        from hyperopt import hp
-
-        made = {}
-        for name, part in self.ranges.items():
-            given = [math.log(end) for end in part.given] if part.kind == "loguniform" else list(part.given)
-            made[name] = hp.choice(name, given) if part.kind == "choice" else getattr(hp, part.kind)(name, *given)
-        return made
-
-    def for_ray(self, every: bool) -> dict[str, Any]:
-        """``every``: all combinations of choices instead of random ones."""
-        from ray import tune
-
-        def made(part: Range) -> Any:
-            if part.kind == "choice":
-                return tune.grid_search(list(part.given)) if every else tune.choice(list(part.given))
-            return getattr(tune, part.kind)(*part.given)
-
-        return {name: made(part) for name, part in self.ranges.items()}
+        return {name: part.for_hyperopt(name) for name, part in self.ranges.items()}
 
 
 def read_space(file: str | Path) -> Space:
@@ -112,21 +158,41 @@ def read_space(file: str | Path) -> Space:
     text = values.read_text(path)
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    if lines and all(_LINE.fullmatch(line) for _, line in lines):
+    if any(_LINE.fullmatch(line) for _, line in lines) or not any(":" in line for _, line in lines):
         ranges = _from_lines(lines, str(path))
     else:
+        _refuse_twice(text, str(path))
         ranges = {name: _from_yaml(entry, f"{path}: {name}") for name, entry in values.read_yaml(path).items()}
     if not ranges:
         raise SettingError("names no setting to search over", str(path), FORM)
     keys.refuse_unknown(ranges)
+    for reason, names in FIXED.items():
+        if found := [name for name in ranges if name in names.split()]:
+            raise SettingError(f"cannot be searched, as {reason}", f"{path}: {found[0]}", "Leave it out")
     return Space(ranges)
+
+
+def _refuse_twice(text: str, path: str) -> None:
+    """YAML itself would take the last of two."""
+    try:
+        found = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return  # said by who reads it
+    seen = set()
+    for name, _ in found.value if isinstance(found, yaml.MappingNode) else ():
+        if name.value in seen:
+            where = f"{path}:{name.start_mark.line + 1}"
+            raise SettingError(f"{name.value} is named twice", where, "Name each setting once")
+        seen.add(name.value)
 
 
 def _from_lines(lines: list[tuple[int, str]], path: str) -> dict[str, Range]:
     ranges: dict[str, Range] = {}
     for number, line in lines:
-        name, kind, text = _LINE.fullmatch(line).groups()
-        where = f"{path}:{number}"
+        where, parts = f"{path}:{number}", _LINE.fullmatch(line)
+        if parts is None:
+            raise SettingError(f"{line!r} is no range of values", where, f"Write `<setting> choice [1, 2]`. {FORM}")
+        name, kind, text = parts.groups()
         if name in ranges:
             raise SettingError(f"{name} is named twice", where, "Name each setting once")
         try:
@@ -164,6 +230,9 @@ def _range(kind: str, given: Any, where: str) -> Range:
         raise SettingError(f"{list(given)} is not {KINDS[kind]} numbers", where, FORM)
     if not given[0] < given[1] or (kind == "quniform" and given[2] <= 0):
         raise SettingError(f"{list(given)} holds no values between its ends", where, FORM)
+    if kind == "quniform" and any(abs(end / given[2] - round(end / given[2])) > 1e-9 for end in given[:2]):
+        mend = "Its values are the multiples of the step from low to high: write such ends, or a choice"
+        raise SettingError(f"{list(given)} has ends that are no multiples of its step", where, mend)
     return Range(kind, tuple(given))
 
 

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from recbole_gmc import logs
-from recbole_gmc.errors import CheckpointError, RunError
+from recbole_gmc.errors import CheckpointError, DependencyError, GMCError
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.flags import only_program_name
 from recbole_gmc.running.planning import DomainPlan, Plan
@@ -78,7 +78,8 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
     """
     name = id_of(settings)
     folder = trials / name
-    if (done := Trial.read(folder)) is not None:
+    done = Trial.read(folder)
+    if done is not None and done.state != "failed":  # what made it fail may be mended
         getLogger().info(f"Trial {name}: done before, score {done.score}")
         return done
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,9 +89,13 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
         with only_program_name(), logs.tables_later():
             found = _fit(plan.having(**settings), folder, report)
         trial = replace(trial, **found)
-    except RunError as error:  # a loss that is not finite, a full disk: the search goes on without this point
-        trial = replace(trial, state="failed", error=str(error))
-        getLogger().error(f"Trial {name} failed: {error}")
+    except DependencyError:
+        raise
+    except Exception as error:  # a loss that is not finite, sizes that do not fit: the search goes on without it
+        planned = isinstance(error, GMCError)
+        why = str(error) if planned else f"{type(error).__name__}: {error}"
+        trial = replace(trial, state="failed", error=" ".join(why.split()))
+        getLogger().error(f"Trial {name} failed: {trial.error}", exc_info=not planned)
     trial = replace(trial, seconds=perf_counter() - started)
     trial.write(folder)
     return trial
