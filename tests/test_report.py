@@ -168,7 +168,8 @@ def test_damaged_files_are_refused_with_their_place(run):
     with pytest.raises(DataError, match="topk.tsv:5"):
         command.write(find_runs([run]), run)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    for damaged in ([1], {**result, "settings": [1]}, {**result, "curve": 3}, {**result, "domains": {"D": 1}}):
+    wrong = ({"settings": [1]}, {"curve": 3}, {"domains": {"D": 1}}, {"domains": {}})
+    for damaged in ([1], *({**result, **part} for part in wrong)):
         (run / "result.json").write_text(json.dumps(damaged), encoding="utf-8")
         with pytest.raises(CheckpointError, match="result.json"):
             find_runs([run])

@@ -136,7 +136,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         result = read_json(folder / RESULT)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"cannot be read ({error})", str(folder / RESULT), "Run it again") from error
-    if not isinstance(result, dict) or not {"model", "domains", "average"} <= set(result):
+    if not isinstance(result, dict) or not all(result.get(name) for name in ("model", "domains", "average")):
         raise CheckpointError("is no result of a run", str(folder / RESULT), "Name a run folder")
     forms = {**dict.fromkeys(MAPPINGS, dict), "curve": list}
     wrong = [name for name, form in forms.items() if not isinstance(result.get(name) or form(), form)]
