@@ -285,6 +285,8 @@ def test_the_packaged_settings_of_a_table():
     assert settings["SASRec"] == {"budget_minutes": 90}
     assert settings["GMC"]["budget_minutes"] is None and settings["GMC"]["d_model"] == 128  # of the file it names
     assert [settings[model]["epochs"] for model in ("GMC", "TIGER")] == [100, 60]  # its own come on top
+    short = sections.for_model(lookup.read_files(["properties/benchmark/ablations.yaml"]), "GMC")
+    assert (short["epochs"], short["lora_epochs"], short["d_model"]) == (20, 5, 128)
 
 
 def test_a_domain_that_is_not_there_is_told_with_the_nearest(data):

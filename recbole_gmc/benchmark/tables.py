@@ -85,7 +85,7 @@ def _costs(row: Row) -> tuple[Field, ...]:
 def legend(board: Board) -> list[str]:
     """What the marks mean and what was the same for all."""
     variants = [
-        f"In brackets: the relative change of a variant against {board.reference}. Variants have no marks and no part "
+        f"In brackets: the relative change of a variant against {board.reference}. Variants have no *, no + and no part "
         f"in the gain."
     ]
     return [
