@@ -125,7 +125,9 @@ class Cache:
         with ExitStack() as held:
             with suppress(OSError):  # a folder that cannot be written is said when there is something to write
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(_locked(path.parent / f".turn-{key}", f"{what}: another process makes the same"))
+                turn = path.parent / f".turn-{key}"
+                held.enter_context(_locked(turn, f"{what}: another process makes the same"))
+                held.callback(turn.unlink, missing_ok=True)  # who waits for it will find the entry
             yield
 
     def _set_aside(self, path: Path, fault: str) -> None:

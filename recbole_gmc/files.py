@@ -39,9 +39,9 @@ def refuse_unwritable(place: str | Path, where: str, mend: str = "Name another f
 
     Tried rather than asked: permissions do not tell of a full disk, or of /proc.
     """
-    path = Path(place).expanduser().absolute()
-    there = next(part for part in (path, *path.parents) if part.exists())
+    there = path = Path(place).absolute()
     try:
+        there = next(part for part in (path, *path.parents) if part.exists())
         os.rmdir(tempfile.mkdtemp(prefix=TEMPORARY, dir=there))
     except OSError:
         raise SettingError(f"{str(there)!r} is no folder that can be written", where, mend) from None
@@ -49,15 +49,20 @@ def refuse_unwritable(place: str | Path, where: str, mend: str = "Name another f
 
 @contextmanager
 def locked(file: Path) -> Iterator[IO | None]:
-    """Holds a lock file, which child processes may hold on; ``None`` where another process has it."""
+    """Holds a lock file, which child processes may hold on; ``None`` where another process has it.
+
+    Where there are no locks, as on some network file systems, nothing is held.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 yield None
                 return
+            except OSError:
+                pass
         yield lock
 
 

@@ -152,7 +152,8 @@ def _check_places(settings: Mapping[str, Any]) -> None:
     """Places are paths, and those that a run writes to are folders, or can be."""
     lookup.place(settings, "data_path")
     for name in ("run_dir", "cache_dir", "checkpoint_dir"):
-        refuse_unwritable(lookup.place(settings, name) or Path(), name, "Name another place, or leave the key out")
+        place = (lookup.place(settings, name) or Path()).expanduser()
+        refuse_unwritable(place, name, "Name another place, or leave the key out")
 
 
 def _check_adapted(lora: LoraSettings, network: T5Settings) -> None:

@@ -393,7 +393,7 @@ def test_a_cell_that_was_done_elsewhere_meanwhile_is_not_done_again(done, monkey
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started"))
     cell = done.cells[0]
     before = {file: file.stat().st_mtime_ns for file in done.output.rglob("*") if file.is_file()}
-    assert run.run_cell(cell, run.data_hashes(done)) == "was done by another process meanwhile"
+    assert run.run_cell(cell, run.data_hashes(done)) == "was run by another process meanwhile"
     after = {file: file.stat().st_mtime_ns for file in before}
     assert {file for file in before if before[file] != after[file]} <= {cell.folder.with_suffix(".lock")}
 

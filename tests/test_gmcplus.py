@@ -29,6 +29,7 @@ from recbole_gmc.model.objectives import code_log_probs, dense_loss
 from recbole_gmc.model.repeats import SCALE, Seen
 from recbole_gmc.settings import T5Settings, keys_of
 from recbole_gmc.speed import command
+from recbole_gmc.train import config_json
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.gmcplus_trainer import GRID
 
@@ -413,3 +414,10 @@ def test_every_key_is_known_and_explained():
     assert {name for group in (*groups, *own) for name in keys_of(group)} <= set(file)
     text = path.read_text()
     assert all("#" in line for line in text.splitlines() if line and not line.startswith((" ", "#")))
+
+
+def test_a_checkpoint_that_names_a_setting_that_is_gone_is_still_read(root):
+    made = config_json.to_json(Config("GMCPlus", "tiny", config_dict=settings_of(root)))
+    assert config_json.from_json({**made, "alignment_weight": 0.0, "alignment_temperature": 0.07})["hidden_size"]
+    with pytest.raises(SettingError, match="alignment_weight: unknown setting"):
+        Config("GMCPlus", "tiny", config_dict=settings_of(root, alignment_weight=0.0))

@@ -13,7 +13,7 @@ import yaml
 from run_help import tiny, write_planted
 
 from recbole_gmc import cli, quick
-from recbole_gmc.files import locked, read_json
+from recbole_gmc.files import locked, read_json, write_json
 from recbole_gmc.running import planning
 from recbole_gmc.tune import command, ray_search, request, trial
 from recbole_gmc.tune.trial import id_of, run_trial
@@ -122,6 +122,39 @@ def test_ray_runs_the_same_points_and_neither_tool_stops_at_one_that_does_not_fi
     monkeypatch.setattr(trial, "_fit", lambda plan, *rest: tried.append(plan.settings["codebook_size"]) or fail())
     assert tune("--code_levels=2") == 0
     assert tried == [2]
+
+
+def test_a_failed_trial_that_is_the_best_when_tried_again_is_tested(root, monkeypatch, capsys):
+    def fit(plan, *rest):
+        if plan.settings["lora_r"] == 4 and not mended:
+            fail()
+        return {"score": plan.settings["lora_r"] / 10}
+
+    mended, ran = [], []
+    (root / "space.yaml").write_text("lora_r: [2, 4]\n", encoding="utf-8")
+    monkeypatch.setattr(trial, "_fit", fit)
+
+    def run(model, dataset, files, given):
+        ran.append(given["lora_r"])
+        write_json(root / "out" / "best" / "result.json", {})
+
+    monkeypatch.setattr(quick, "run", run)
+    assert tune() == tune() == 0 and ran == [2]  # the second call has nothing to do
+    mended.append(True)
+    assert tune() == 0 and ran == [2, 4]
+    assert yaml.safe_load((root / "out" / "best.yaml").read_text(encoding="utf-8")) == {"lora_r": 4}
+
+
+def test_a_retry_leaves_no_old_failure_behind(root, monkeypatch):
+    """ASHA ends a trial by an exit, after which nothing is written."""
+    plan = planning.plan("GMC", "tiny", ["tiny.yaml"], {})
+    monkeypatch.setattr(trial, "_fit", lambda *rest: fail())
+    made = run_trial(plan, {"lora_r": 2}, root / "trials")
+    assert (made.state, made.error) == ("failed", "ValueError: sizes that do not fit")
+    monkeypatch.setattr(trial, "_fit", lambda *rest: sys.exit(0))
+    with pytest.raises(SystemExit):
+        run_trial(plan, {"lora_r": 2}, root / "trials")
+    assert not list((root / "trials").rglob("trial.json"))
 
 
 def test_a_model_of_recbole_is_tuned_over_its_domains(root):

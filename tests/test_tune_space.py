@@ -68,13 +68,21 @@ def test_the_size_of_a_space_is_counted_where_it_can_be(tmp_path):
     closed = "lora_r: [2, 4, 8]\nd_ff: {quniform: [64, 256, 64]}\n"
     assert space_of(tmp_path, closed).size == 12
     assert space_of(tmp_path, closed + "weight_decay: {uniform: [0, 1]}\n").size is None
-    assert len(drawn_exhaustively(space_of(tmp_path, closed + "lora_dropout: [0.1, 0.2]\n"))) == 24
+    assert len(drawn_by_hyperopt(space_of(tmp_path, closed + "lora_dropout: [0.1, 0.2]\n"))) == 24
+    huge = space_of(tmp_path, "seed: {quniform: [0, 4294967295, 1]}\n")
+    assert huge.size == 2**32 and len({point["seed"] for point in huge.sample(5, seed=1)}) == 5
+    numbers = [SearchOptions(algo, 50, None, 1).trials(space_of(tmp_path, closed)) for algo in ("bayes", "random")]
+    assert numbers == [50, 12]
 
 
-def drawn_exhaustively(space):
+def test_true_is_not_one(tmp_path):
+    assert space_of(tmp_path, "lora: [true, false, 1]\n").size == 3
+
+
+def drawn_by_hyperopt(space, algo="exhaustive"):
     """By RecBole's HyperTuning, as the command has it draw."""
     found = []
-    search = Search(None, space, SearchOptions("exhaustive", None, None, 3), None)
+    search = Search(None, space, SearchOptions(algo, None, None, 3), None)
     search.objective_function = lambda drawn, _: found.append(space.settings(drawn)) or RESULT
     search.trials()
     return {hash_of(point) for point in found}
@@ -88,7 +96,9 @@ def test_points_are_drawn_once_each_and_again_by_the_same_seed(tmp_path):
     some = lists.sample(5, seed=1)
     assert some == lists.sample(5, seed=1) != lists.sample(5, seed=2)
     assert len({hash_of(point) for point in some}) == 5 and all(point in grid for point in some)
-    assert drawn_exhaustively(lists) == {hash_of(point) for point in grid}
+    assert drawn_by_hyperopt(lists) == {hash_of(point) for point in grid}
+    signed = space_of(tmp_path, "tokenizer_beta: {quniform: [-3, 3, 1]}\nlora_dropout: {quniform: [-0.5, 0.5, 0.1]}\n")
+    assert drawn_by_hyperopt(signed, "random") == {hash_of(point) for point in signed.grid()} and signed.size == 77
     open_one = space_of(tmp_path, "learning_rate: {loguniform: [1e-4, 1e-2]}\nlora_r: [2, 4]\n")
     assert len({point["learning_rate"] for point in open_one.sample(9, seed=1)}) == 9
 
@@ -109,6 +119,9 @@ def test_points_are_drawn_once_each_and_again_by_the_same_seed(tmp_path):
         ("lora_r chose [1]\n", ":1"),
         ("lora_r: [2]\nd_ff: [8]\nlora_r: [4]\n", ":3"),
         ("d_ff: {quniform: [3, 8, 2]}\n", "multiples of its step"),
+        ("lora_r: [2, 4, 2.0]\n", "named twice"),
+        ("? [a, b]\n: [1]\n", "key: value"),
+        ("rm_dup_inter: [first, last]\n", "same users"),
         ("model: [GMC, SASRec]\n", "one model"),
         ("domains: [[A], [A, B]]\n", "same users"),
         ("valid_metric: [NDCG@10, Recall@10]\n", "one metric"),

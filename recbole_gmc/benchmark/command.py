@@ -142,7 +142,7 @@ def refuse_undone(benchmarks: Sequence[Benchmark]) -> None:
     undone = [cell for one in benchmarks for cell in one.cells if cells.status(cell) != cells.DONE]
     if undone:
         names = [str(cell.folder.relative_to(benchmarks[0].output.parent)) for cell in undone]
-        mend = "Their logs stand beside them; the same command tries them again"
+        mend = "Their logs stand beside them. The same command tries those again that no other one runs"
         raise RunError(f"{len(undone)} cells are not done: {', '.join(names)}", "benchmark", mend)
 
 

@@ -109,23 +109,28 @@ def run_all(benchmark: Benchmark) -> None:
     data = data_hashes(benchmark)
     waiting = [cell for cell in benchmark.cells if status(cell) != DONE]
     print(f"{len(benchmark.cells) - len(waiting)} of {len(benchmark.cells)} cells are done", flush=True)
+    notes = {cell.name: note_of(cell) for cell in waiting}
     with _children_end_with_us():
         for number, cell in enumerate(waiting, 1):
             print(f"[{number}/{len(waiting)}] {cell.name} ...", flush=True)
-            outcome = run_cell(cell, data)
+            outcome = run_cell(cell, data, notes[cell.name])
             left = estimate(benchmark.cells, waiting[number:])
             print(f"[{number}/{len(waiting)}] {cell.name} {outcome}{left}", flush=True)
 
 
-def run_cell(cell: Cell, data: dict[str, str]) -> str:
-    """Runs or resumes one cell; says in a few words how it ended."""
+def run_cell(cell: Cell, data: dict[str, str], known: Mapping[str, Any] | None = None) -> str:
+    """Runs or resumes one cell, unless another process did; says in a few words how it ended.
+
+    Args:
+        known: the note on the cell when it was found undone.
+    """
     with locked(cell.folder.with_suffix(".lock")) as lock:
         if lock is None:
             return "is run by another process"
         before = note_of(cell)
         same = (before.get("signature"), before.get("data")) == (cell.signature, data)
-        if same and status(cell) == DONE:
-            return "was done by another process meanwhile"
+        if same and (status(cell) == DONE or (status(cell) == FAILED and before != known)):
+            return "was run by another process meanwhile"
         spent, started = before.get("seconds", 0.0) if same else 0.0, perf_counter()
         note = {"status": WAITING, "signature": cell.signature, "data": data, "seconds": spent}
         write_json(cell.folder.with_suffix(".json"), note)

@@ -85,8 +85,8 @@ def _costs(row: Row) -> tuple[Field, ...]:
 def legend(board: Board) -> list[str]:
     """What the marks mean and what was the same for all."""
     variants = [
-        f"In brackets: the relative change of a variant against {board.reference}. Variants have no *, no + and no part "
-        f"in the gain."
+        f"In brackets: the relative change of a variant against {board.reference}. Variants have no *, no + and no "
+        f"part in the gain."
     ]
     return [
         f"Means over seeds, ± the standard deviation over seeds. Significance: paired t-test over users between "

@@ -126,7 +126,7 @@ def failures(folders: Sequence[str | Path]) -> list[str]:
             except (ValueError, OSError):
                 continue
             if isinstance(note, dict) and note.get("status") == "failed":
-                found.append(f"{file.stem}: {note.get('error')}")
+                found.append(f"{file.relative_to(folder).with_suffix('')}: {note.get('error')}")
     return found
 
 

@@ -14,6 +14,8 @@ DERIVED = frozenset(
     train_neg_sample_args valid_neg_sample_args test_neg_sample_args resume config_files model dataset""".split()
 )
 
+GONE = ("alignment_weight", "alignment_temperature")  # settings of losses that earlier checkpoints name
+
 
 def to_json(config: Config) -> dict[str, Any]:
     """Every setting that a run can be repeated from; ``data_path`` is the folder that holds the domains."""
@@ -28,7 +30,7 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any], **changes: Any) -> Config:
     """The Config that ``to_json`` was taken from, with some keys changed."""
-    rest = {k: v for k, v in values.items() if k not in ("model", "dataset")}
+    rest = {k: v for k, v in values.items() if k not in ("model", "dataset", *GONE)}
     return Config(model=values["model"], dataset=values["dataset"], config_dict={**rest, **changes})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -119,7 +120,8 @@ class GMCTrainer(StageTrainer):
             self._run(stage, train, watched, loop)
             return
         cache, key = cache_dir(self.config), self._content_of(stage, train, watched)
-        with unified_cache.turn(cache, key):
+        kept = self.settings.budget_minutes is None  # else it may end with nothing to wait for
+        with unified_cache.turn(cache, key) if kept else nullcontext():
             found = unified_cache.get(cache, key)
             if found is not None:
                 self._take(stage, found)

@@ -6,15 +6,16 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from logging import getLogger
-from typing import Any
 
 from recbole_gmc import quick
 from recbole_gmc.errors import CheckpointError, RunError, SettingError
 from recbole_gmc.files import locked, read_json, write_json
 from recbole_gmc.tune import outcome, ray_search, search
 from recbole_gmc.tune.request import Request, parse, refuse_bad_points
+from recbole_gmc.tune.trial import Trial
 
-FACTS, LOCK = "search.json", ".lock"
+FACTS, LOCK, TESTED = "search.json", ".lock", "tested.json"
+FORMAT = 2  # goes up when the same search would draw other points
 
 HELP = """\
 usage: recbole-gmc tune --model=<model> --dataset=<name> --params_file=<file> [--<flag or key>=<value> ...]
@@ -80,13 +81,14 @@ def _search(request: Request, command: str) -> None:
         first = next((f", the first because of: {trial.error}" for trial in trials if trial.error), "")
         raise RunError(f"no trial was finished{first}", str(folder / outcome.TABLE), "Its last column says why")
     print(f"Best: trial {best.id}; its settings are in {folder / outcome.BEST}. Now its test, the only one:")
-    _run_best(request, dict(best.settings))
+    _run_best(request, best)
 
 
 def _claim(request: Request) -> None:
     """Makes the folder, or refuses one that holds another search."""
     plan, folder = request.plan, request.folder
     facts = {
+        "format": FORMAT,
         "model": plan.model,
         "dataset": plan.dataset,
         "space": request.space.facts(),
@@ -119,12 +121,13 @@ def _again(request: Request) -> str:
     return shlex.join(["recbole-gmc", *(f"--{name}={value}" for name, value in named.items())])
 
 
-def _run_best(request: Request, settings: dict[str, Any]) -> None:
+def _run_best(request: Request, best: Trial) -> None:
     """The best settings as an ordinary run, which shares the stages that the search kept."""
-    folder = request.folder / "best"
-    if (folder / "result.json").is_file():
+    folder, note = request.folder / "best", request.folder / TESTED
+    if (folder / "result.json").is_file() and note.is_file() and read_json(note) == best.id:
         print(f"Done before: {folder}")
         return
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped; the stages that it finished are kept
-    given = {**request.given, **settings, "run_dir": str(folder)}
+    given = {**request.given, **best.settings, "run_dir": str(folder)}
     quick.run(request.plan.model, request.plan.dataset, request.files, given)
+    write_json(note, best.id)

@@ -105,7 +105,7 @@ def _reached(address: str | None) -> str | None:
 
 def _refuse_unfit(tool: str, algo: str, space: Space, own: Mapping[str, str]) -> None:
     if algo == "exhaustive" and space.size is None:
-        open_ones = ", ".join(name for name, part in space.ranges.items() if part.values is None)
+        open_ones = ", ".join(name for name, part in space.ranges.items() if part.size is None)
         raise SettingError(f"{open_ones} has no list of values", "--algo", "Choose random or bayes")
     if tool == "ray":
         if algo == "bayes":

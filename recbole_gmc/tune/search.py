@@ -16,7 +16,7 @@ from recbole.trainer.hyper_tuning import exhaustive_search
 
 from recbole_gmc.errors import DependencyError
 from recbole_gmc.running.planning import Plan
-from recbole_gmc.tune.space import Space
+from recbole_gmc.tune.space import SMALL, Space
 from recbole_gmc.tune.trial import Trial, id_of, run_trial
 
 MANY = 100  # trials of an open space, as in RecBole
@@ -49,7 +49,7 @@ class SearchOptions:
 
     def trials(self, space: Space) -> int:
         wanted = self.max_evals or (space.size if self.algo == "exhaustive" else MANY)
-        return min(wanted, space.size or wanted)
+        return wanted if self.algo == "bayes" else min(wanted, space.size or wanted)
 
 
 class Search(HyperTuning):
@@ -64,8 +64,10 @@ class Search(HyperTuning):
         most = options.trials(space)
         super().__init__(
             self._run_one,
-            space=(space.listed() if options.algo == "exhaustive" else space).for_hyperopt(),
-            algo=_algorithm(options, space),
+            space=(space.listed() if _each_once(options, space) else space).for_hyperopt(),
+            algo=partial(exhaustive_search, nbMaxSucessiveFailures=TRIES * space.size)
+            if _each_once(options, space)
+            else options.algo,
             max_evals=most,
             early_stop=options.early_stop or most + 1,
         )
@@ -96,11 +98,9 @@ class Search(HyperTuning):
         return list(self.found.values())
 
 
-def _algorithm(options: SearchOptions, space: Space) -> Any:
-    """By name, or RecBole's way of random points without a repetition, which it tries long enough to find them all."""
-    if options.algo == "bayes" or space.size is None:
-        return options.algo
-    return partial(exhaustive_search, nbMaxSucessiveFailures=TRIES * space.size)
+def _each_once(options: SearchOptions, space: Space) -> bool:
+    """Whether points are drawn without a repetition, as RecBole does for a grid, and long enough to find them all."""
+    return options.algo == "exhaustive" or (options.algo == "random" and (space.size or SMALL + 1) <= SMALL)
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from recbole_gmc.files import hash_of
 
 KINDS = {"choice": 1, "uniform": 2, "loguniform": 2, "quniform": 3}  # kind -> numbers that it takes
 FORM = "Write `<setting>: {choice: [a, b]}`, uniform or loguniform with [low, high], or quniform with [low, high, step]"
-MANY = 10_000  # points; more are drawn one by one
+SMALL = 10_000  # points; of more, single ones are drawn
 FIXED = {  # why the values of some settings cannot be compared by a validation score
     "one search is of one model on one data set": "model dataset",
     "trials are scored on the same users and items": "domains data_path load_col eval_args valid_users val_interval "
-    "user_inter_num_interval item_inter_num_interval",
+    "user_inter_num_interval item_inter_num_interval rm_dup_inter",
     "trials are compared by one metric": "valid_metric valid_metric_bigger metrics topk",
     "every trial has a folder of its own": "run_dir resume checkpoint_dir cache_dir",
 }
@@ -54,14 +54,16 @@ class Range:
     given: tuple[Any, ...]
 
     @property
-    def values(self) -> tuple[Any, ...] | None:
-        """All values, as settings; ``None`` where they cannot be counted."""
+    def size(self) -> int | None:
+        """How many values there are; ``None`` where they cannot be counted."""
         if self.kind == "choice":
-            return self.given
-        if self.kind != "quniform":
-            return None
-        low, high, step = self.given
-        return tuple(self.setting(low + number * step) for number in range(round((high - low) / step) + 1))
+            return len(self.given)
+        low, high = self.given[:2]
+        return round((high - low) / self.given[2]) + 1 if self.kind == "quniform" else None
+
+    def value(self, number: int) -> Any:
+        """One of ``size`` values, as a setting."""
+        return self.given[number] if self.kind == "choice" else self.setting(self.given[0] + number * self.given[2])
 
     @property
     def ends(self) -> tuple[Any, ...]:
@@ -74,13 +76,13 @@ class Range:
             return _plain(drawn.value if isinstance(drawn, Listed) else drawn)
         if self.kind == "quniform":
             whole = all(isinstance(number, int) for number in self.given)
-            return round(drawn) if whole else round(float(drawn), 12)
+            return round(drawn) if whole else round(float(drawn), 12) + 0.0  # no -0.0
         return float(drawn)
 
     def drawn(self, generator: np.random.Generator) -> Any:
         """A random value, as a setting."""
-        if self.values is not None:
-            return self.values[generator.integers(len(self.values))]
+        if self.size is not None:
+            return self.value(int(generator.integers(self.size)))
         if self.kind == "loguniform":
             return math.exp(generator.uniform(*(math.log(end) for end in self.given)))
         return float(generator.uniform(*self.given))
@@ -114,18 +116,19 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many points there are; ``None`` where they cannot be counted."""
-        values = [part.values for part in self.ranges.values()]
-        return None if None in values else math.prod(map(len, values))
+        sizes = [part.size for part in self.ranges.values()]
+        return None if None in sizes else math.prod(sizes)
 
     def grid(self) -> list[dict[str, Any]]:
         """All points of a space that can be counted."""
-        rows = itertools.product(*(part.values for part in self.ranges.values()))
-        return [dict(zip(self.ranges, row, strict=True)) for row in rows]
+        listed = self.listed().ranges
+        rows = itertools.product(*(part.given for part in listed.values()))
+        return [dict(zip(listed, row, strict=True)) for row in rows]
 
     def sample(self, number: int, seed: int) -> list[dict[str, Any]]:
         """So many random points, no two of them equal, the same by the same seed; the grid where it has no more."""
         generator, size, found = np.random.default_rng(seed), self.size, {}
-        if size is not None and size <= max(2 * number, MANY):
+        if size is not None and size <= max(2 * number, SMALL):
             points = self.grid()
             if number >= size:
                 return points
@@ -137,7 +140,8 @@ class Space:
 
     def listed(self) -> Space:
         """The same points as choices, of a space that can be counted."""
-        return Space({name: Range("choice", part.values) for name, part in self.ranges.items()})
+        every = {name: tuple(map(part.value, range(part.size))) for name, part in self.ranges.items()}
+        return Space({name: Range("choice", values) for name, values in every.items()})
 
     def facts(self) -> dict[str, Any]:
         return {name: {part.kind: list(part.given)} for name, part in self.ranges.items()}
@@ -180,10 +184,10 @@ def _refuse_twice(text: str, path: str) -> None:
         return  # said by who reads it
     seen = set()
     for name, _ in found.value if isinstance(found, yaml.MappingNode) else ():
-        if name.value in seen:
+        if str(name.value) in seen:
             where = f"{path}:{name.start_mark.line + 1}"
             raise SettingError(f"{name.value} is named twice", where, "Name each setting once")
-        seen.add(name.value)
+        seen.add(str(name.value))
 
 
 def _from_lines(lines: list[tuple[int, str]], path: str) -> dict[str, Range]:
@@ -224,7 +228,11 @@ def _range(kind: str, given: Any, where: str) -> Range:
     if not isinstance(given, (list, tuple)) or not given:
         raise SettingError(f"{given!r} is no list of values", where, FORM)
     if kind == "choice":
-        return Range(kind, tuple(_plain(value) for value in given))
+        values = [_plain(value) for value in given]
+        for number, value in enumerate(values):
+            if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values[:number]):
+                raise SettingError(f"{value!r} is named twice", where, "Name each value once")
+        return Range(kind, tuple(values))
     numbers = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in given)
     if not numbers or len(given) != KINDS[kind]:
         raise SettingError(f"{list(given)} is not {KINDS[kind]} numbers", where, FORM)

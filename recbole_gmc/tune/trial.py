@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from recbole_gmc import logs
-from recbole_gmc.errors import CheckpointError, DependencyError, GMCError
+from recbole_gmc.errors import CheckpointError, DataError, DependencyError, GMCError
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.flags import only_program_name
 from recbole_gmc.running.planning import DomainPlan, Plan
@@ -83,13 +83,14 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
         getLogger().info(f"Trial {name}: done before, score {done.score}")
         return done
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).unlink(missing_ok=True)
     started = perf_counter()
     trial = Trial(name, dict(settings), "done")
     try:
         with only_program_name(), logs.tables_later():
             found = _fit(plan.having(**settings), folder, report)
         trial = replace(trial, **found)
-    except DependencyError:
+    except (DataError, DependencyError):  # no other point would do better
         raise
     except Exception as error:  # a loss that is not finite, sizes that do not fit: the search goes on without it
         planned = isinstance(error, GMCError)
