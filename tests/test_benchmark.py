@@ -385,7 +385,7 @@ def test_a_cell_that_runs_elsewhere_is_left_alone(done, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started"))
     cell = done.cells[0]
     with run.locked(cell.folder.with_suffix(".lock")):
-        assert run.run_cell(cell, {}) == "is run by another process"
+        assert run.run_cell(cell, {}, {}) == "is run by another process"
     assert run.status(cell) == run.DONE
 
 
@@ -393,9 +393,15 @@ def test_a_cell_that_was_done_elsewhere_meanwhile_is_not_done_again(done, monkey
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started"))
     cell = done.cells[0]
     before = {file: file.stat().st_mtime_ns for file in done.output.rglob("*") if file.is_file()}
-    assert run.run_cell(cell, run.data_hashes(done)) == "was run by another process meanwhile"
+    data = run.data_hashes(done)
+    assert run.run_cell(cell, data, {}) == "was run by another process meanwhile"
     after = {file: file.stat().st_mtime_ns for file in before}
     assert {file for file in before if before[file] != after[file]} <= {cell.folder.with_suffix(".lock")}
+    failed = {**run.note_of(cell), "status": run.FAILED}
+    cell.folder.with_suffix(".json").write_text(json.dumps(failed))
+    assert run.run_cell(cell, data, {**failed, "seconds": 0}) == "was run by another process meanwhile"
+    with pytest.raises(pytest.fail.Exception, match="started"):  # one that had failed before is tried again
+        run.run_cell(cell, data, failed)
 
 
 def test_an_interrupted_cell_goes_on_and_gives_what_it_would_have_given(tmp_path, monkeypatch, capsys):

@@ -150,7 +150,7 @@ def test_a_cell_that_failed_is_said(tmp_path, capsys):
         (["run", "--outptu=x"], "nearest: 'output'"),
         (["run", "--tsne_items=x"], "--tsne_items=1000"),
         (["run", "--pictures=no"], "--pictures=False"),
-        (["run", "--output=run/result.json"], "is no folder that can be written"),
+        (["run", "--output=run/result.json"], "/run/result.json' is no folder that can be written"),
     ],
 )
 def test_bad_use_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):

@@ -222,7 +222,7 @@ def test_memory_of_a_child_is_its_own(report):
         (["--run=nowhere"], "--run: no folder 'nowhere'"),
         (["--run=."], "checkpoint"),
         (["--data_path=nowhere"], "--data_path: no folder 'nowhere'"),
-        (["--output=file/below"], "is no folder that can be written"),
+        (["--output=file/below"], "/file' is no folder that can be written"),
     ],
 )
 def test_bad_use_is_one_line_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):

@@ -118,7 +118,7 @@ def run_all(benchmark: Benchmark) -> None:
             print(f"[{number}/{len(waiting)}] {cell.name} {outcome}{left}", flush=True)
 
 
-def run_cell(cell: Cell, data: dict[str, str], known: Mapping[str, Any] | None = None) -> str:
+def run_cell(cell: Cell, data: dict[str, str], known: Mapping[str, Any]) -> str:
     """Runs or resumes one cell, unless another process did; says in a few words how it ended.
 
     Args:

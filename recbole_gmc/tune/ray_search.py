@@ -84,7 +84,7 @@ def search(plan: Plan, space: Space, options: SearchOptions, ray_options: RayOpt
 
     trials = folder / "trials"
     points = space.sample(options.trials(space), options.seed)
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with it Ray would end as if all trials were over
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ray's handler would end as if all trials were over
     started_here = not ray.is_initialized()
     if started_here:
         _start(ray_options.address)

@@ -51,6 +51,10 @@ class SearchOptions:
         wanted = self.max_evals or (space.size if self.algo == "exhaustive" else MANY)
         return wanted if self.algo == "bayes" else min(wanted, space.size or wanted)
 
+    def each_once(self, space: Space) -> bool:
+        """Whether hyperopt draws no point twice, by RecBole's way for a grid."""
+        return self.algo == "exhaustive" or (self.algo == "random" and space.size is not None and space.size <= SMALL)
+
 
 class Search(HyperTuning):
     """RecBole's HyperTuning, whose trials have no test result.
@@ -61,13 +65,13 @@ class Search(HyperTuning):
 
     def __init__(self, plan: Plan, space: Space, options: SearchOptions, trials: Path) -> None:
         require_hyperopt()
-        most = options.trials(space)
+        most, drawn, algorithm = options.trials(space), space, options.algo
+        if options.each_once(space):
+            drawn, algorithm = space.listed(), partial(exhaustive_search, nbMaxSucessiveFailures=TRIES * space.size)
         super().__init__(
             self._run_one,
-            space=(space.listed() if _each_once(options, space) else space).for_hyperopt(),
-            algo=partial(exhaustive_search, nbMaxSucessiveFailures=TRIES * space.size)
-            if _each_once(options, space)
-            else options.algo,
+            space=drawn.for_hyperopt(),
+            algo=algorithm,
             max_evals=most,
             early_stop=options.early_stop or most + 1,
         )
@@ -96,11 +100,6 @@ class Search(HyperTuning):
         with _hyperopt_seed(self.options.seed):
             self.run()
         return list(self.found.values())
-
-
-def _each_once(options: SearchOptions, space: Space) -> bool:
-    """Whether points are drawn without a repetition, as RecBole does for a grid, and long enough to find them all."""
-    return options.algo == "exhaustive" or (options.algo == "random" and (space.size or SMALL + 1) <= SMALL)
 
 
 @contextmanager

@@ -75,6 +75,9 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
         plan: the run that the settings change.
         trials: the folder of all trials.
         report: told of every validation of the whole model: not of adapters, whose scores are of one domain.
+
+    Raises:
+        DataError, DependencyError: what no other point would mend. Other errors make a failed trial.
     """
     name = id_of(settings)
     folder = trials / name
