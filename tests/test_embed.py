@@ -3,6 +3,8 @@
 import logging
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -128,6 +130,21 @@ def test_second_run_says_that_it_reused(texts, tmp_path, caplog, monkeypatch):
     again = embed(texts, TextSettings(normalize="l2"), tmp_path)  # normalisation comes after the cache
     assert "reused 50 x 49 of lsa" in caplog.text
     np.testing.assert_allclose(again.vectors, normalized(first.vectors, "l2"))
+
+
+def test_runs_side_by_side_embed_the_same_texts_once(texts, tmp_path, monkeypatch):
+    calls, encode = [], lsa.encode
+
+    def slow(*arguments):
+        calls.append(1)
+        time.sleep(0.5)
+        return encode(*arguments)
+
+    monkeypatch.setattr(lsa, "encode", slow)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: embed(texts, TextSettings(lsa_dim=8), tmp_path), range(3)))
+    assert calls == [1]
+    assert len({one.fingerprint for one in found}) == 1
 
 
 def test_cached_vectors_cannot_be_written_to(texts, tmp_path):

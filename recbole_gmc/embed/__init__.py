@@ -110,19 +110,20 @@ def _encoded(texts: ItemTexts, settings: TextSettings, cache: Cache, device: str
         source = pretrained.find(settings, device)
         identity = source.identity
     key = hash_of({"format": FORMAT, "items": texts.items.fingerprint, "texts": texts.fingerprint}, identity)
-    if (vectors := _stored(cache, key)) is not None:
-        logger.info("Text embeddings: reused %d x %d of %s from %s", *vectors.shape, settings.encoder, cache.root)
-        return vectors
-    if source is None:
-        vectors = lsa.encode(texts.texts, settings)
-    else:
-        vectors = source.encode(texts, cache.folder(f"{KIND}-partial", key), progress)
-    refuse_unusable(texts.items, vectors, f"text_encoder {settings.encoder}")
-    with cache.put(KIND, key) as folder:
-        np.save(folder / "vectors.npy", vectors, allow_pickle=False)
-        write_json(folder / "about.json", {"items": len(vectors), "dim": vectors.shape[1], "identity": identity})
-    if source is not None:
-        source.clear(cache.folder(f"{KIND}-partial", key))
+    with cache.turn(KIND, key, "Text embeddings"):
+        if (vectors := _stored(cache, key)) is not None:
+            logger.info("Text embeddings: reused %d x %d of %s from %s", *vectors.shape, settings.encoder, cache.root)
+            return vectors
+        if source is None:
+            vectors = lsa.encode(texts.texts, settings)
+        else:
+            vectors = source.encode(texts, cache.folder(f"{KIND}-partial", key), progress)
+        refuse_unusable(texts.items, vectors, f"text_encoder {settings.encoder}")
+        with cache.put(KIND, key) as folder:
+            np.save(folder / "vectors.npy", vectors, allow_pickle=False)
+            write_json(folder / "about.json", {"items": len(vectors), "dim": vectors.shape[1], "identity": identity})
+        if source is not None:
+            source.clear(cache.folder(f"{KIND}-partial", key))
     logger.info("Text embeddings: made %d x %d with %s, kept in %s", *vectors.shape, settings.encoder, cache.root)
     # What is stored is what every run uses, also when another process stored the same key first.
     stored = _stored(cache, key)
