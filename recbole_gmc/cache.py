@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from logging import getLogger
 from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
@@ -127,7 +128,7 @@ class Cache:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 turn = path.parent / f".turn-{key}"
                 held.enter_context(_locked(turn, f"{what}: another process makes the same"))
-                held.callback(turn.unlink, missing_ok=True)  # who waits for it will find the entry
+                held.callback(turn.unlink, missing_ok=True)
             yield
 
     def _set_aside(self, path: Path, fault: str) -> None:
@@ -183,16 +184,28 @@ def _fault(folder: Path, kind: str, key: str) -> str | None:
 @contextmanager
 def _locked(path: Path, waiting: str = "") -> Iterator[None]:
     """Waits for an advisory lock, and says so if told what to say; on systems without one, goes on without."""
-    with open(path, "a") as file:
-        if fcntl is not None:
-            with suppress(OSError):  # some network file systems have no locks
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if waiting:
-                        logger.info("%s; waiting for it", waiting)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with open(path, "a") as file:
+            if fcntl is not None:
+                with suppress(OSError):  # some network file systems have no locks
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        if waiting:
+                            logger.info("%s; waiting for it", waiting)
+                        fcntl.flock(file, fcntl.LOCK_EX)
+            if fcntl is None or _is_at(file, path):
+                yield
+                return
+            # Who held it removed the file: a newcomer would lock another one of that name.
+
+
+def _is_at(file: IO, path: Path) -> bool:
+    """Whether an open file is the one that has the name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

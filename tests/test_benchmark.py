@@ -19,6 +19,7 @@ from scipy import stats
 from recbole_gmc import cli, lookup, registry, sections
 from recbole_gmc.benchmark import board, command, fairness, plan, run, tables
 from recbole_gmc.errors import CheckpointError, DataError, RunError, SettingError
+from recbole_gmc.evaluate.raw import RawData
 
 HISTORIES = {
     "A": {"u1": "abcd", "u2": "bcde", "u3": "cdea", "u4": "deab", "u5": "ab"},  # u5 has too few to be tested
@@ -107,13 +108,12 @@ def done(data: Path) -> plan.Benchmark:
 
 
 def test_the_truth_is_read_from_the_raw_files(data):
-    fields = ("user_id", "item_id", "timestamp")
-    truth = fairness.read_truth(data / "data", ["A", "B"], fields)
+    truth = fairness.read_truth(data / "data", ["A", "B"], RawData())
     assert truth.targets == TARGETS
     assert truth.candidates == {d: frozenset(items) for d, items in CANDIDATES.items()}
-    cored = fairness.read_truth(data / "data", ["A"], fields, (3, 3))
+    cored = fairness.read_truth(data / "data", ["A"], RawData(core=(3, 3)))
     assert set(cored.targets) == {key for key in TARGETS if key[0] == "A"}
-    assert fairness.read_truth(data / "data", ["A"], fields, (5, 0)).targets == {}
+    assert fairness.read_truth(data / "data", ["A"], RawData(core=(5, 0))).targets == {}
 
 
 def test_the_truth_is_what_gmc_and_recbole_test(tmp_path):
@@ -124,15 +124,14 @@ def test_the_truth_is_what_gmc_and_recbole_test(tmp_path):
 
     write_domain(tmp_path, "D", random_rows(3, [f"u{i}" for i in range(30)], [f"i{i}" for i in range(20)]))
     core = {"user_inter_num_interval": "[3,inf)", "item_inter_num_interval": "[4,inf)"}
-    truth = fairness.read_truth(tmp_path, ["D"], ("user_id", "item_id", "timestamp"), (3, 4))
+    truth = fairness.read_truth(tmp_path, ["D"], RawData(core=(3, 4)))
     config = config_of(tmp_path, "D", **core)
     data = GMCDataset(config)
     assert frozenset(data.items.tokens["D"]) == truth.candidates["D"]
     test = data.build()[2]
     items = data.id2token("item_id", test.inter_feat["item_id"].numpy())
     users = data.original_user_token(test.inter_feat["user_id"].numpy())
-    assert {("D", u): i.split(":")[-1].split("-")[-1] if i not in truth.candidates["D"] else i
-            for u, i in zip(users, items, strict=True)} == truth.targets  # fmt: skip
+    assert {("D", user): item for user, item in zip(users, items, strict=True)} == truth.targets
     theirs = create_dataset(config)
     assert set(theirs.field2id_token["item_id"][1:]) == truth.candidates["D"]
 
@@ -270,7 +269,7 @@ def test_the_plan(data):
     assert [cell.seed for cell in plan_of(data, "--seeds=7,9", models="Pop").cells] == [7, 9]
     (data / "b.yaml").write_text("GMC: {epochs: 9}\nuser_inter_num_interval: '[5,inf)'\n")
     with_section = plan_of(data, f"--config_files={data / 'b.yaml'}", models="GMC,Pop")
-    assert with_section.core == (5, 0)
+    assert with_section.raw.core == (5, 0)
     (data / "b.yaml").write_text("GMC: {epochs: 8}\nuser_inter_num_interval: '[5,inf)'\n")
     again = plan_of(data, f"--config_files={data / 'b.yaml'}", models="GMC,Pop")
     same = [a.signature == b.signature for a, b in zip(with_section.cells, again.cells, strict=True)]

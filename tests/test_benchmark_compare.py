@@ -75,10 +75,27 @@ def test_items_of_the_histories_can_be_left_out(tmp_path, caplog):
     assert "1 lists have fewer than 10 new items" in caplog.text
     write_run(tmp_path / "Run-1", {"A": [0, 0]}, "topk.tsv")
     (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
-    with pytest.raises(DataError, match="user 'u1' of A is not in"):
+    with pytest.raises(DataError, match="item of user 'u0' of A is 't', but in .* 'last'"):
         compare.read_side(tmp_path / "Run", "test", tmp_path / "data")
     with pytest.raises(DataError, match="no domain 'A'"):
         compare.read_side(tmp_path / "Run", "test", tmp_path)
+
+
+def test_items_that_the_run_filtered_out_are_in_no_history(tmp_path):
+    """Nobody but u0 takes `rare`, which the run's core removes: t is the last one, and no part of the history."""
+    domain = tmp_path / "data" / "A"
+    domain.mkdir(parents=True)
+    rows = [("u0", "i0", 1), ("u0", "t", 2), ("u0", "rare", 3), ("u1", "i0", 1), ("u1", "t", 2)]
+    lines = ["\t".join(map(str, row)) for row in [("user_id:token", "item_id:token", "timestamp:float"), *rows]]
+    (domain / "A.inter").write_text("\n".join(lines) + "\n")
+    write_run(tmp_path / "Run-1", {"A": [5]}, "topk.tsv")
+    report = {"seed": 1, "budget_limited": False, "domains": {"A": {}}, "settings": {}}
+    (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
+    with pytest.raises(DataError, match="'t', but in .* 'rare'"):
+        compare.read_side(tmp_path / "Run", "test", tmp_path / "data")
+    report["settings"] = {"item_inter_num_interval": "[2,inf)"}
+    (tmp_path / "Run-1" / "result.json").write_text(json.dumps(report))
+    assert compare.read_side(tmp_path / "Run", "test", tmp_path / "data").ranks.tolist() == [[4]], "i0 is gone"
 
 
 def test_what_is_within_the_noise_is_no_gain():

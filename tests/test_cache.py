@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -219,3 +221,24 @@ def test_a_turn_of_a_killed_process_is_free(cache):
     holder.join(30)
     with cache.turn("kind", KEY, "It"):
         assert cache.get("kind", KEY) is None
+
+
+def test_a_turn_that_fails_lets_in_one_at_a_time(cache):
+    """Threads that come, wait and leave nothing behind, again and again."""
+    inside, most = [], []
+
+    def come_often():
+        for _ in range(8):
+            with suppress(RuntimeError), cache.turn("kind", KEY, "It"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.01)
+                inside.pop()
+                raise RuntimeError
+
+    comers = [threading.Thread(target=come_often) for _ in range(4)]
+    for comer in comers:
+        comer.start()
+    for comer in comers:
+        comer.join(60)
+    assert len(most) == 32 and max(most) == 1

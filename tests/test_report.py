@@ -11,7 +11,7 @@ import pytest
 
 from recbole_gmc import cli
 from recbole_gmc.errors import CheckpointError, DataError
-from recbole_gmc.report import command, facts
+from recbole_gmc.report import command, facts, images
 from recbole_gmc.report.runs import find_runs, read_domain, read_lists
 
 EVIL = '<script>window.bad = 1</script><b>bold & "quoted"</b>'
@@ -72,8 +72,8 @@ def test_groups_are_means_of_their_intervals():
 
 def test_users_fall_into_groups_by_hand_counts(run, tmp_path):
     lists = read_lists(run / "topk.tsv")
-    data = {"D": read_domain(tmp_path / "data", "D")}
-    assert data["D"].trained == {"b": 3, "c": 1, "a": 1}  # u0: b; u1: b, c; u2: a, b
+    data = {"D": read_domain(tmp_path / "data", "D", {})}
+    assert data["D"].trained == {"b": 3, "c": 2, "a": 1}  # u0, too short to validate: b, c; u1: b, c; u2: a, b
     popular = facts.by_popularity(lists, data)
     assert popular.labels == ("1-4",) and popular.means[0] == pytest.approx((1 + 1 / np.log2(3)) / 3)
     by_length = facts.by_length(lists, data)
@@ -83,7 +83,7 @@ def test_users_fall_into_groups_by_hand_counts(run, tmp_path):
 
 def test_examples_are_the_first_hits_and_the_first_miss(run, tmp_path):
     lists = read_lists(run / "topk.tsv")
-    data = {"D": read_domain(tmp_path / "data", "D")}
+    data = {"D": read_domain(tmp_path / "data", "D", {})}
     shown = facts.examples(lists, data, facts.chosen(lists, data, hits=1, misses=1))
     assert [(user.user, user.rank) for user in shown] == [("u0", 0), ("u2", -1)]
     assert shown[0].history == ("plain b", "plain c") and shown[0].target == EVIL
@@ -173,3 +173,37 @@ def test_damaged_files_are_refused_with_their_place(run):
         (run / "result.json").write_text(json.dumps(damaged), encoding="utf-8")
         with pytest.raises(CheckpointError, match="result.json"):
             find_runs([run])
+
+
+def test_a_run_named_twice_is_there_once(run, tmp_path):
+    assert [one.folder for one in find_runs([run, run, tmp_path])] == [run]
+
+
+def test_sequences_are_those_that_the_models_saw(tmp_path):
+    """Times in single precision, so the later line is the last of two; columns and core as the run had them."""
+    folder = tmp_path / "D"
+    folder.mkdir()
+    lines = ["who:token\twhat:token\twhen:float", "u\ta\t1", "u\tlate\t1700000031", "u\tearly\t1700000001", "v\ta\t1"]
+    (folder / "D.inter").write_text("\n".join(lines) + "\n")
+    settings = {"USER_ID_FIELD": "who", "ITEM_ID_FIELD": "what", "TIME_FIELD": "when"}
+    assert read_domain(tmp_path, "D", settings).sequences == {"u": ("a", "late", "early"), "v": ("a",)}
+    cored = read_domain(tmp_path, "D", {**settings, "item_inter_num_interval": "[2,inf)"})
+    assert cored.sequences == {"u": ("a",), "v": ("a",)} and cored.trained == {"a": 2}
+    assert read_domain(tmp_path, "D", {}) is None, "no such columns"
+    assert read_domain(tmp_path, "E", settings) is None
+
+
+def test_pictures_leave_other_files_alone(tmp_path, monkeypatch):
+    plotly = pytest.importorskip("plotly")
+    monkeypatch.setitem(sys.modules, "kaleido", object())
+
+    def drawn(figures, files, **_):
+        for file in files:
+            file.write_text("drawn")
+
+    monkeypatch.setattr("plotly.io.write_images", drawn)
+    (tmp_path / "mine.pdf").write_text("mine")
+    images.write({"a": plotly.graph_objects.Figure()}, tmp_path, progress=False)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "mine.pdf": "mine", "a.png": "drawn", "a.svg": "drawn",
+    }  # fmt: skip

@@ -105,7 +105,7 @@ def build(benchmark: Benchmark) -> Board:
     Raises:
         DataError: a cell that was asked something else than the others; then there is no table.
     """
-    truth = fairness.read_truth(benchmark.data_path, benchmark.domains, benchmark.fields, benchmark.core)
+    truth = fairness.read_truth(benchmark.data_path, benchmark.domains, benchmark.raw)
     if not truth.targets:
         raise DataError("no user has a test item", str(benchmark.data_path), "Check domains and data_path")
     metrics = tuple(f"{kind}@{k}" for kind in KINDS for k in benchmark.topk)

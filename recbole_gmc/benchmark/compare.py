@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from recbole_gmc.benchmark import plan
-from recbole_gmc.benchmark.fairness import measure, read_sequences
+from recbole_gmc.benchmark.fairness import measure
 from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.evaluate.significance import LEVEL, RESAMPLES, Difference, paired_bootstrap
 from recbole_gmc.files import read_json
 
@@ -122,11 +123,11 @@ def _read(path: Path, on: str, raw: Path | None) -> tuple[Targets, dict[tuple[st
         for domain, user, target, rank, *items in lines:
             targets[domain, user], ranks[domain, user] = target, int(rank)
             if histories is not None:
-                if (domain, user) not in histories:
-                    raise DataError(
-                        f"user {user!r} of {domain} is not in {raw}", "--unseen", "Name the data of the run"
-                    )
-                new = [item for item in items[::2] if item not in histories[domain, user]]
+                seen, held_out = histories.get((domain, user), (frozenset(), None))
+                if held_out != target:
+                    what = f"the held-out item of user {user!r} of {domain} is {target!r}, but in {raw} {held_out!r}"
+                    raise DataError(what, "--unseen", "Name the data of the run")
+                new = [item for item in items[::2] if item not in seen]
                 ranks[domain, user] = new.index(target) if target in new else -1
                 short += target not in new and len(new) < most
     if short:
@@ -134,14 +135,16 @@ def _read(path: Path, on: str, raw: Path | None) -> tuple[Targets, dict[tuple[st
     return targets, ranks
 
 
-def _histories(folder: Path, on: str, raw: Path) -> dict[tuple[str, str], set[str]]:
-    """(domain, user) -> the items that the user had taken when asked."""
+def _histories(folder: Path, on: str, root: Path) -> dict[tuple[str, str], tuple[frozenset[str], str]]:
+    """(domain, user) -> the items that the user had taken when asked, and the held-out one."""
     report = read_json(folder / "result.json")
-    domains, fields = list(report["domains"]), tuple(report["settings"].get(key) or name for key, name in plan.FIELDS)
-    plan.refuse_missing(raw, domains, "--unseen")
-    held_out = {"valid": 2, "test": 1}[on]
+    plan.refuse_missing(root, list(report["domains"]), "--unseen")
+    raw, last = RawData.of(report["settings"]), {"valid": -2, "test": -1}[on]
     return {
-        key: {item for _, _, item in took[:-held_out]} for key, took in read_sequences(raw, domains, fields).items()
+        (domain, user): (frozenset(sequence[:last]), sequence[last])
+        for domain in report["domains"]
+        for user, sequence in raw.sequences(root, domain).items()
+        if len(sequence) >= -last
     }
 
 

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from recbole_gmc.errors import DataError
+from recbole_gmc.evaluate.raw import TESTED, RawData
 
-HELD_OUT_FROM = 3  # interactions of a test user
 TOLERANCE = 1e-6
 MEND = "Remove this cell's folder and run the benchmark again"
 
@@ -60,61 +59,16 @@ def hash_of_targets(targets: Mapping[tuple[str, str], str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def read_truth(
-    root: Path, domains: Sequence[str], fields: tuple[str, str, str], core: tuple[float, float] = (0, 0)
-) -> Truth:
-    """Leave-one-out from the raw ``.inter`` files: a user's last interaction in time; of equal times the later line.
-
-    Args:
-        fields: the columns of users, items and times.
-        core: users and items with fewer interactions are removed until none is left.
-    """
+def read_truth(root: Path, domains: Sequence[str], raw: RawData) -> Truth:
+    """Leave-one-out from the raw ``.inter`` files: a user's last interaction in time; of equal times the later line."""
     targets: dict[tuple[str, str], str] = {}
     candidates, interactions = {}, {}
     for domain in domains:
-        rows = _k_core(_rows(root / domain / f"{domain}.inter", fields), core)
-        candidates[domain] = frozenset(item for _, item, _ in rows)
-        interactions[domain] = len(rows)
-        for user, history in _sequences(rows).items():
-            if len(history) >= HELD_OUT_FROM:
-                targets[domain, user] = history[-1][2]
+        sequences = raw.sequences(root, domain)
+        candidates[domain] = frozenset(item for sequence in sequences.values() for item in sequence)
+        interactions[domain] = sum(map(len, sequences.values()))
+        targets |= {(domain, user): sequence[-1] for user, sequence in sequences.items() if len(sequence) >= TESTED}
     return Truth(targets, candidates, interactions)
-
-
-def read_sequences(
-    root: Path, domains: Sequence[str], fields: tuple[str, str, str]
-) -> dict[tuple[str, str], list[tuple[float, int, str]]]:
-    """(domain, user) -> time, line and item of all interactions, oldest first."""
-    found = {}
-    for domain in domains:
-        rows = _rows(root / domain / f"{domain}.inter", fields)
-        found |= {(domain, user): history for user, history in _sequences(rows).items()}
-    return found
-
-
-def _sequences(rows: list[tuple[str, str, float]]) -> dict[str, list[tuple[float, int, str]]]:
-    histories: dict[str, list[tuple[float, int, str]]] = {}
-    for line, (user, item, time) in enumerate(rows):
-        histories.setdefault(user, []).append((time, line, item))
-    return {user: sorted(history) for user, history in histories.items()}
-
-
-def _rows(path: Path, fields: tuple[str, str, str]) -> list[tuple[str, str, float]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        names = [column.partition(":")[0] for column in next(reader)]
-        user, item, time = (names.index(field) for field in fields)
-        # RecBole keeps times in single precision, so times that differ by less are ties
-        return [(row[user], row[item], float(np.float32(row[time]))) for row in reader if row]
-
-
-def _k_core(rows: list[tuple[str, str, float]], core: tuple[float, float]) -> list[tuple[str, str, float]]:
-    while True:
-        users, items = Counter(row[0] for row in rows), Counter(row[1] for row in rows)
-        kept = [row for row in rows if users[row[0]] >= core[0] and items[row[1]] >= core[1]]
-        if len(kept) == len(rows):
-            return rows
-        rows = kept
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from recbole_gmc import hooks, keys, lookup, registry, sections, values
 from recbole_gmc.benchmark import ablations
 from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.files import hash_of, refuse_unwritable, safe_name
 from recbole_gmc.flags import flags_of
 from recbole_gmc.recbole_keys import seed_of
@@ -18,7 +19,6 @@ from recbole_gmc.settings import DataSettings, read
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
 DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
-FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))  # and their defaults
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
 
 
@@ -51,19 +51,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All cells, the data that they share, and where everything goes.
-
-    Attributes:
-        fields: RecBole's names of the user, item and time columns.
-        core: least interactions of a user and of an item.
-    """
+    """All cells, the data that they share, and where everything goes."""
 
     models: tuple[str, ...]
     dataset: str
     domains: tuple[str, ...]
     data_path: Path
-    fields: tuple[str, str, str]
-    core: tuple[float, float]
+    raw: RawData
     topk: tuple[int, ...]
     output: Path
     cells: tuple[Cell, ...]
@@ -164,8 +158,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         dataset=dataset,
         domains=tuple(domains),
         data_path=Path(data.get("data_path") or "dataset"),
-        fields=tuple(data.get(key) or usual for key, usual in FIELDS),
-        core=tuple(_least(data.get(f"{kind}_inter_num_interval"), kind) for kind in ("user", "item")),
+        raw=RawData.of(data),
         topk=tuple(sorted(data.get("topk") or (5, 10))),
         output=output,
         cells=tuple(sorted(cells, key=lambda cell: cell.seed)),  # every model once, before any a second time
@@ -215,22 +208,3 @@ def _seeds(text: str, first: int) -> list[int]:
     if not seeds or len(set(seeds)) != len(seeds):
         raise SettingError(f"{text!r} names no seed, or one twice", "--seeds", mend)
     return seeds
-
-
-def _least(interval: Any, kind: str) -> float:
-    """The lower end of ``[5,inf)``.
-
-    Raises:
-        SettingError: an interval of another form, which has more than one fixed point.
-    """
-    if not interval:
-        return 0.0
-    text = str(interval).replace(" ", "")
-    low, _, high = text[1:-1].partition(",")
-    if text[:1] == "[" and high == "inf":
-        try:
-            return float(low)
-        except ValueError:
-            pass
-    where = f"{kind}_inter_num_interval"
-    raise SettingError(f"{interval!r} has another form", where, "A benchmark takes intervals such as [5,inf)")

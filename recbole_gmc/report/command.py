@@ -103,7 +103,7 @@ def _data(runs: Sequence[Run], data_path: str | None) -> dict[str, DomainData]:
     for one in runs:
         root = Path(data_path or one.settings.get("data_path") or "dataset")
         for domain in one.domains:
-            if domain not in found and (raw := read_domain(root, domain)) is not None:
+            if domain not in found and (raw := read_domain(root, domain, one.settings)) is not None:
                 found[domain] = raw
     for domain in dict.fromkeys(domain for one in runs for domain in one.domains if domain not in found):
         getLogger().warning(f"{domain}: its files are not there any more; name their folder with --data_path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_gmc.data.atomic import read_atomic
 from recbole_gmc.data.text import DomainText, read_domain_text
-from recbole_gmc.errors import CheckpointError, DataError
+from recbole_gmc.errors import CheckpointError, DataError, SettingError
+from recbole_gmc.evaluate.raw import RawData, trained_part
 from recbole_gmc.files import read_json
 
 RESULT, LISTS = "result.json", "topk.tsv"
@@ -71,7 +72,7 @@ class DomainData:
     """The raw files of one domain.
 
     Attributes:
-        sequences: user token -> item tokens, oldest first; ties in time keep the file's order.
+        sequences: user token -> item tokens, oldest first.
         titles: item token -> its title; empty where there is no ``.item``.
     """
 
@@ -84,12 +85,8 @@ class DomainData:
 
     @cached_property
     def trained(self) -> dict[str, int]:
-        """Item -> times that it stands in training rows: all but each user's last two."""
-        counts: dict[str, int] = {}
-        for sequence in self.sequences.values():
-            for item in sequence[:-2]:
-                counts[item] = counts.get(item, 0) + 1
-        return counts
+        """Item -> times that it stands in training rows."""
+        return Counter(item for sequence in self.sequences.values() for item in trained_part(sequence))
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -109,7 +106,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
             what = "holds no result.json" if folder.is_dir() else "is no folder"
             raise CheckpointError(what, str(folder), "Name a run folder, or a folder of runs")
         found += inside
-    results = [read_result(folder) for folder in dict.fromkeys(found)]
+    found = list(dict.fromkeys(found))
+    results = [read_result(folder) for folder in found]
     names = _names(found, results)
     return [Run(folder, result, name) for folder, result, name in zip(found, results, names, strict=True)]
 
@@ -188,18 +186,20 @@ def read_lists(path: Path) -> Lists:
     return Lists(*columns, np.array([int(row[3]) for row in body], np.int64), items)
 
 
-def read_domain(root: Path, domain: str) -> DomainData | None:
-    """The raw files of a domain, or ``None`` where they are not to be had any more."""
+def read_domain(root: Path, domain: str, settings: Mapping[str, Any]) -> DomainData | None:
+    """The raw files of a domain, or ``None`` where they are not to be had any more.
+
+    Args:
+        settings: of a run, which say what of the files counted.
+    """
     try:
-        file = read_atomic(root / domain / f"{domain}.inter")
-        users, items, times = file.tokens("user_id"), file.tokens("item_id"), file.numbers("timestamp")
-    except DataError:
+        raw = RawData.of(settings)
+        sequences = raw.sequences(root, domain)
+    except (OSError, ValueError, SettingError):
         return None
-    sequences: dict[str, list[str]] = {}
-    for row in np.argsort(times, kind="stable").tolist():
-        sequences.setdefault(users[row], []).append(items[row])
     try:
-        titles = _titles(read_domain_text(root / domain / f"{domain}.item", domain, None))
+        file = root / domain / f"{domain}.item"
+        titles = _titles(read_domain_text(file, domain, None, item_field=raw.columns[1]))
     except DataError:
         titles = {}
     return DomainData({user: tuple(sequence) for user, sequence in sequences.items()}, titles)
