@@ -62,12 +62,14 @@ class TransferTrainer(StageTrainer):
     ) -> None:
         domains, whole = self.model.items.domains, self.budget
         if self.model.transfer.epochs:
-            self.budget = whole.part(2 if self.config["epochs"] else 1)  # fine-tuning gets the other half
-            self._run(self.model.pretrain_stage(), train, watched, loop)
+            stage = self.model.pretrain_stage()
+            parts = 2 if self.config["epochs"] else 1  # fine-tuning gets the other half
+            self.budget = self._share(whole, parts, stage.name)
+            self._run(stage, train, watched, loop)
         if not self.config["epochs"]:
             return
         for position, domain in enumerate(domains):
-            self.budget = whole.part(len(domains) - position)
+            self.budget = self._share(whole, len(domains) - position, domain)
             self._seed(f"copy:{domain}")
             self.model.add_domain(domain)
             # A domain without validation users is trained as RecBole does without validation data: all epochs.

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recbole.config import Config
 from recbole.utils import get_local_time
 
-from recbole_gmc.files import safe_name
+from recbole_gmc.errors import RunError
+from recbole_gmc.files import locked, safe_name
 from recbole_gmc.lookup import CACHE
+
+LOCK = ".lock"  # in a run's folder
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a run's folder while it is worked on.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    with locked(folder / LOCK) as lock:
+        if lock is None:
+            raise RunError("another process is at work in it", str(folder), "Wait for it, or name another run_dir")
+        yield
 
 
 def cache_dir(config: Config) -> Path:

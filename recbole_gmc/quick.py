@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from recbole_gmc.files import read_json
 from recbole_gmc.flags import only_program_name
 from recbole_gmc.places import new_run_dir
 from recbole_gmc.running.planning import plan
+
+logger = getLogger("recbole_gmc.running")
 
 
 def run(
@@ -35,6 +38,8 @@ def run(
         if not found.whole:
             from recbole_gmc.running import each_domain  # imports every stage
 
+            if found.unread:
+                logger.warning("%s does not read %s", found.model, ", ".join(found.unread))
             folder = run_folder(found.settings, found.model, found.dataset)
             each_domain.refuse_bad_files(found)
             return each_domain.run_domains(found, folder)
@@ -47,7 +52,14 @@ def run(
 
 
 def resume(folder: str) -> Any:
-    """Goes on with an interrupted run."""
+    """Goes on with an interrupted run; returns what ``run`` does."""
+    from recbole_gmc.running import progress
+
+    if progress.begun(Path(folder)):
+        from recbole_gmc.running import each_domain  # imports every stage
+
+        with only_program_name():
+            return each_domain.resume(Path(folder))
     from recbole_gmc.train.checkpoint import Checkpoint
     from recbole_gmc.train.resume import resume as go_on
 

@@ -129,9 +129,13 @@ class Recommender(ListRecommender):
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)
         history, length = history.cpu(), length.cpu()  # the lists are gathered on the CPU, by the same indices
-        for users in self._batches(search, length):
+        for users in self._batches(search, length.clamp(max=self.max_items)):
             tokens, mask = encode_histories(
-                self._codes, history[users].to(self.device), length[users].to(self.device), self.vocabulary
+                self._codes,
+                history[users].to(self.device),
+                length[users].to(self.device),
+                self.vocabulary,
+                self.max_items,
             )
             if self.decode.search == "exact":
                 found = search_exact(search, tokens, mask, self.decode.memory_mb << 20)

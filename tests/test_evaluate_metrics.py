@@ -58,7 +58,7 @@ def test_fractions_by_hand(tmp_path):
         ],
     )
     assert lists.rank.tolist() == [0, 2, -1, 1, -1]
-    found = evaluator(tmp_path, [1, 2, 3, 5])(lists, np.arange(1, 10))
+    found = evaluator(tmp_path, [1, 2, 3, 5])(lists)
     by_hand = {
         "A/recall@1": 1 / 3,
         "A/recall@2": 1 / 3,
@@ -101,7 +101,7 @@ def test_fractions_by_hand(tmp_path):
 
 def test_a_domain_without_users_has_no_metrics(tmp_path):
     items = ItemIndex.of({"A": "ab", "B": "xy"})
-    found = evaluator(tmp_path, [1])(table(items, [1], [2], [[2, 3]]), np.arange(1, 5))
+    found = evaluator(tmp_path, [1])(table(items, [1], [2], [[2, 3]]))
     assert found["B/recall@1"] == found["recall@1"] == 1 and not any(name.startswith("A/") for name in found)
 
 
@@ -110,7 +110,7 @@ def test_scikit_learn_agrees_on_random_lists(tmp_path):
     items = ItemIndex.of({"A": [f"i{n:02}" for n in range(40)]})
     ranked = np.array([draw.permutation(40) for _ in range(50)])
     target = draw.integers(0, 40, 50)
-    found = evaluator(tmp_path, [5, 10, 20])(table(items, np.zeros(50, int), target, ranked), np.arange(1, 41))
+    found = evaluator(tmp_path, [5, 10, 20])(table(items, np.zeros(50, int), target, ranked))
     truth = np.eye(40)[target]
     score = np.zeros((50, 40))
     np.put_along_axis(score, ranked, -np.arange(40.0)[None].repeat(50, 0), 1)
@@ -122,7 +122,7 @@ def test_values_of_each_user_average_to_the_metrics(tmp_path):
     draw = np.random.default_rng(4)
     items = ItemIndex.of({"A": [f"i{n:02}" for n in range(30)]})
     lists = table(items, np.zeros(20, int), draw.integers(0, 30, 20), [draw.permutation(30)[:10] for _ in range(20)])
-    found = evaluator(tmp_path, [3, 10])(lists, np.arange(1, 31))
+    found = evaluator(tmp_path, [3, 10])(lists)
     for k in (3, 10):
         assert per_user.recall(lists, k).mean() == pytest.approx(found[f"recall@{k}"])
         assert per_user.ndcg(lists, k).mean() == pytest.approx(found[f"ndcg@{k}"])
@@ -164,7 +164,7 @@ def test_recbole_full_sort_agrees(domain):
     trainer.eval_collector.data_collect(train)
     theirs = trainer.evaluate(test, load_best_model=False)
     lists = dense_lists.lists_of(network, test._dataset, test, "A")
-    ours = ListEvaluator(config, trainer.eval_collector)(lists, np.arange(1, len(lists.items) + 1))
+    ours = ListEvaluator(config, trainer.eval_collector)(lists)
     assert len(theirs) == 4 * len(METRICS) and 0 < theirs["recall@10"] < 1
     assert {name: ours[name] for name in theirs} == pytest.approx(dict(theirs), abs=1e-9)
     assert (np.diff(lists.scores, axis=1) <= 0).all() and all(len(set(row)) == 20 for row in lists.ranked.tolist())

@@ -336,8 +336,14 @@ def test_adapters_leave_the_unified_decoder_as_it_is(root):
     assert all(torch.equal(other[name], before[name]) for name in before)
 
 
-def test_predict_is_the_score_in_the_list(root, done):
+@pytest.mark.parametrize("tested_before", [False, True])
+def test_predict_is_the_score_in_the_list(root, done, tested_before):
+    """Also once the best weights were read back into the model, as RecBole's quick start does before its test."""
     config, model, dataset, _, _, test = load_data_and_model(str(done.folder))
+    if tested_before:
+        trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+        trainer.evaluate(test, load_best_model=True, model_file=str(done.folder / "checkpoint"))
+        assert model.adapters.t5 is model.network
     interaction = test.dataset.inter_feat
     model.eval()
     with torch.no_grad():

@@ -103,6 +103,20 @@ def test_users_decoded_at_once_are_limited_and_no_list_changes(given, most, monk
     assert (found.ranked == usual.ranked).all() and np.allclose(found.scores, usual.scores, atol=1e-5)
 
 
+def test_older_items_than_the_settings_say_are_dropped():
+    """Row 32 of the fault matrix, by what recommends: histories of 5 and 3 items, of which 2 count."""
+    items = ItemIndex.of({"A": [f"i{n:02}" for n in range(30)]})
+    codes = torch.cartesian_prod(torch.arange(8), torch.arange(8))[torch.randperm(64)[:30]]
+    network = build_t5(read(T5Settings, NETWORK), Vocabulary(2, 8)).eval()
+    decode = read(DecodeSettings, {"beam_size": 20})
+    one = Recommender(
+        SemanticIds(items, codes.numpy(), 8), network.config, {"A": network.state_dict()}, max_items=2, decode=decode
+    )
+    long = one.rank("A", torch.tensor([[7, 3, 9, 4, 1], [5, 2, 8, -1, -1]]), torch.tensor([5, 3]))
+    short = one.rank("A", torch.tensor([[4, 1], [2, 8]]), torch.tensor([2, 2]))
+    assert (long.ranked == short.ranked).all() and np.allclose(long.scores, short.scores, atol=1e-6)
+
+
 def test_feed_forward_and_decoding_precision():
     keys = {**NETWORK, "feed_forward_proj": "gated-gelu"}
     network = build_t5(read(T5Settings, keys), Vocabulary(2, 8))

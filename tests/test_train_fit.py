@@ -14,7 +14,8 @@ from run_help import run, tiny, write_planted
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
-from recbole_gmc.files import read_json
+from recbole_gmc.files import locked, read_json
+from recbole_gmc.train.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("own_arguments")
 
@@ -152,6 +153,37 @@ def test_a_loss_that_is_no_number_ends_the_run(root, monkeypatch):
         made.trainer.fit(made.train, made.valid, saved=False)
 
 
+def test_a_gradient_that_is_no_number_leaves_the_last_good_checkpoint(root):
+    """Row 14 of the fault matrix: in the last batch of an epoch that nothing validates."""
+    made = prepared(root, "nan-gradient", eval_step=2)
+    trainer = made.trainer
+    whole, last = trainer.backward, -(-len(SequenceRows.of(made.train._dataset)) // trainer.plan[0].batch_size) - 1
+
+    def spoiled(rows):
+        loss = whole(rows)
+        if trainer.stage is not None and trainer.scheduler.last_epoch == last:
+            trainer._trained()[0].grad.view(-1)[3] = torch.nan
+        return loss
+
+    trainer.backward = spoiled
+    where = f"gradient's norm is nan in stage unified, epoch 0, batch {last}, seed {made.trainer.config['seed']}"
+    with pytest.raises(RunError, match=f"{where}.*learning rate.*last good"):
+        trainer.fit(made.train, made.valid)
+    found = Checkpoint(made.folder)
+    tensors = [*found.weights().values(), *found.progress().tensors.values()]
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(root):
+    """Row 20 of the fault matrix."""
+    made = prepared(root, "alone", epochs=1, lora=False)
+    with locked(made.folder / ".lock") as lock:
+        assert lock is not None
+        with pytest.raises(RunError, match="another process is at work in it"):
+            made.trainer.fit(made.train, made.valid)
+    made.trainer.fit(made.train, made.valid)
+
+
 def three_each(root, domain, users=12):
     folder = root / domain
     folder.mkdir()
@@ -227,6 +259,7 @@ def test_a_unified_recommender_is_reused_where_all_that_made_it_is_equal(tmp_pat
 
     assert reused("one") == [] and reused("two") == ["unified"]
     assert reused("three", beam_search="exact") == [], "other lists may choose another epoch"
+    assert reused("four", gemm="torch") == [], "other sums, other weights"
 
 
 def test_the_order_of_item_rows_changes_nothing(tmp_path):

@@ -80,8 +80,13 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(runs, name):
     for part in ("domains", "average", "validation", "epochs", "parameters"):
         assert resumed[part] == whole[part], part
     assert (runs / name / "topk.tsv").read_bytes() == (runs / "whole/topk.tsv").read_bytes()
-    mine, theirs = (load_file(runs / folder / "checkpoint/model.safetensors") for folder in (name, "whole"))
-    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    names = [f"adapters/{domain}/adapter_model.safetensors" for domain in ("Big", "Small")]
+    for file in ("model.safetensors", *names):  # those of adapters that were not kept, too
+        mine, theirs = (load_file(runs / folder / "checkpoint" / file) for folder in (name, "whole"))
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in theirs), file
+    for stage in resumed["epochs"]:
+        trained = sum(entry.get("seconds", 0.0) for entry in resumed["curve"] if entry["stage"] == stage)
+        assert resumed["seconds"][stage] >= trained, "what it took before it was stopped counts"
 
 
 def test_it_did_not_start_over(runs):

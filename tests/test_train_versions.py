@@ -91,8 +91,15 @@ def test_a_run_keeps_them_with_its_checkpoint(root):
     assert 0 <= told["first_code_changed"] <= told["any_code_changed"] <= 1 and changed.any()
 
 
-@pytest.mark.parametrize("wrong", [{"tokenizer": "rkmeans"}, {"tokenizer_collisions": "count"}])
-def test_a_tokenizer_with_one_version_is_refused_before_any_work(root, wrong, monkeypatch):
-    with pytest.raises(TokenizerError, match="ids_per_item: 4 come from states of an RQ-VAE"):
+@pytest.mark.parametrize(
+    "wrong, why",
+    [
+        ({"tokenizer": "rkmeans"}, "come from states of an RQ-VAE"),
+        ({"tokenizer_collisions": "count"}, "come from states of an RQ-VAE"),
+        ({"unified_recommender": False}, "are what the unified recommender is trained on"),
+    ],
+)
+def test_versions_that_nothing_would_make_or_train_on_are_refused_before_any_work(root, wrong, why, monkeypatch):
+    with pytest.raises(TokenizerError, match=f"ids_per_item: 4 {why}"):
         prepared("GMC", settings("GMC", root, run_dir=str(root / "refused"), **wrong), monkeypatch)
     assert not (root / "refused").exists()

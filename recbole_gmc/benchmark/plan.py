@@ -14,6 +14,7 @@ from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.files import hash_of, refuse_unwritable, safe_name
 from recbole_gmc.flags import flags_of
 from recbole_gmc.recbole_keys import seed_of
+from recbole_gmc.running import planning
 from recbole_gmc.settings import DataSettings, read
 
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
@@ -131,10 +132,12 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         raise SettingError("names a model twice", "--models", "Name each one once")
     safe_name(dataset, "dataset")
     common = {**sections.for_model(in_files, ""), **given}
-    layer = sections.for_model(lookup.dataset_settings(dataset, common), "")
+    of_dataset = lookup.dataset_settings(dataset, common)
+    layer = sections.for_model(of_dataset, "")
     data = {**layer, **common, **({"data_path": layer["data_path"]} if layer.get("embedded_data") else {})}
     domains = read(DataSettings, data).domains or (dataset,)
-    refuse_missing(Path(data.get("data_path") or "dataset"), domains)
+    data_path = Path(data.get("data_path") or "dataset")
+    refuse_missing(data_path, domains)
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
     refuse_unwritable(output, "--output")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
@@ -145,19 +148,21 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         changed = dict(variant.settings) if variant else {}
         mine = {**sections.for_model(in_files, model), **given, **changed}
         refuse_unlike(model, mine, data)
+        below = [sections.for_model(of_dataset, model), planning.columns_of(model, domains, data_path)]
         flagged = [f"--{key}={value}" for key, value in flags.items() if key not in ("seed", *changed)]
         flagged += [f"--{key}={value}" for key, value in changed.items()]
         for seed in _seeds(own.get("seeds", "1"), seed_of(common)):
             folder = output / f"{model}-{f'{variant.name}-' if variant else ''}{seed}"
             command = (f"--model={model}", *shared, *flagged, f"--seed={seed}", f"--run_dir={folder}")
-            signature = hash_of([model, seed, dataset, list(domains), {**mine, "seed": seed}])
-            recipe = hash_of([model, seed, _without_domains(mine)]) if _goes_alone(model, {**layer, **mine}) else ""
+            signature = hash_of([model, seed, dataset, list(domains), below, {**mine, "seed": seed}])
+            alone = _goes_alone(model, {**layer, **mine})
+            recipe = hash_of([model, seed, [_without_domains(part) for part in (below[0], mine)]]) if alone else ""
             cells.append(Cell(model, seed, folder, command, signature, variant.title if variant else "", recipe))
     return Benchmark(
         models=models,
         dataset=dataset,
         domains=tuple(domains),
-        data_path=Path(data.get("data_path") or "dataset"),
+        data_path=data_path,
         raw=RawData.of(data),
         topk=tuple(sorted(data.get("topk") or (5, 10))),
         output=output,

@@ -19,10 +19,11 @@ from typing import IO, Any
 import recbole_gmc
 from recbole_gmc import keys
 from recbole_gmc.benchmark.plan import Benchmark, Cell
+from recbole_gmc.data.atomic import hash_domains
 from recbole_gmc.errors import CheckpointError, SettingError
-from recbole_gmc.files import hash_file, locked, read_json, write_json
+from recbole_gmc.files import locked, read_json, write_json
 from recbole_gmc.flags import flags_of
-from recbole_gmc.running import planning
+from recbole_gmc.running import planning, progress
 
 DONE, FAILED, WAITING = "done", "failed", "waiting"
 
@@ -99,9 +100,7 @@ def _made(cell: Cell, domain: str, data: Mapping[str, str]) -> bool:
 
 def data_hashes(benchmark: Benchmark) -> dict[str, str]:
     """SHA-256 of every domain's files."""
-    names = [(domain, f"{domain}.{kind}") for domain in benchmark.domains for kind in ("inter", "item")]
-    files = {name: benchmark.data_path / domain / name for domain, name in names}
-    return {name: hash_file(file) for name, file in files.items() if file.is_file()}
+    return hash_domains(benchmark.data_path, benchmark.domains)
 
 
 def run_all(benchmark: Benchmark) -> None:
@@ -153,6 +152,8 @@ def _resumable(folder: Path) -> bool:
 
     if (folder / "result.json").is_file() or not folder.is_dir():
         return False
+    if progress.begun(folder):
+        return True
     try:
         Checkpoint(folder)
     except CheckpointError:

@@ -6,7 +6,7 @@ order mark and CRLF line ends are accepted; both would break RecBole's own readi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from recbole_gmc.errors import DataError
+from recbole_gmc.files import hash_file
 
 TYPES = ("token", "float", "token_seq", "float_seq")
 PADDING = "[PAD]"  # RecBole's own token of id 0
@@ -83,6 +84,12 @@ class AtomicFile:
             row = int(bad.argmax())
             raise DataError(f"{field} {values[row]!r} is not a finite number", self.where(row), "Mend or drop the row")
         return numbers
+
+
+def hash_domains(root: Path, domains: Iterable[str]) -> dict[str, str]:
+    """``<domain>.inter`` and ``<domain>.item`` -> SHA-256 of the file, where there is one."""
+    files = {f"{domain}.{kind}": root / domain / f"{domain}.{kind}" for domain in domains for kind in ("inter", "item")}
+    return {name: hash_file(file) for name, file in files.items() if file.is_file()}
 
 
 def _number(value: str) -> float:

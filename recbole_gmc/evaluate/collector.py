@@ -18,7 +18,6 @@ from recbole_gmc.errors import SettingError
 from recbole_gmc.evaluate.topk import TopKTable
 
 UNROUNDED = 17
-SUPPORTED = ("rec.topk", "rec.items", "data.num_items", "data.num_users", "data.count_items", "data.count_users")
 
 
 class _Unrounded:
@@ -42,28 +41,26 @@ class ListEvaluator:
         self.collector = collector
         self.evaluator = Evaluator(_Unrounded(config))
         for name, metric in self.evaluator.metric_class.items():
-            if lacking := [need for need in metric.metric_need if need not in SUPPORTED]:
+            if lacking := [need for need in metric.metric_need if need != "rec.topk"]:
                 raise SettingError(
                     f"{name} needs {', '.join(lacking)}, which a list of the best items does not hold",
                     "metrics",
-                    "Use Recall, NDCG, MRR, Hit, Precision, MAP or a diversity metric",
+                    "Use Recall, NDCG, MRR, Hit, Precision or MAP",
                 )
 
-    def __call__(self, table: TopKTable, item_ids: np.ndarray) -> OrderedDict[str, float]:
-        """Args: the lists, and ``item_ids`` [items], RecBole's internal id of each item row. Values are unrounded."""
-        result = self._measure(table, item_ids)
+    def __call__(self, table: TopKTable) -> OrderedDict[str, float]:
+        """Unrounded values."""
+        result = self._measure(table)
         present = [(i, name) for i, name in enumerate(table.items.domains) if (table.domain == i).any()]
         for position, name in present:
-            part = self._measure(table.of_domain(position), item_ids)
+            part = self._measure(table.of_domain(position))
             result.update((f"{name}/{metric}", value) for metric, value in part.items())
         return result
 
-    def _measure(self, table: TopKTable, item_ids: np.ndarray) -> OrderedDict[str, float]:
+    def _measure(self, table: TopKTable) -> OrderedDict[str, float]:
         place = np.arange(self.width)
         hits = torch.from_numpy((table.rank[:, None] == place).astype(np.int32))
         one = torch.ones(len(table), 1, dtype=torch.int32)  # one relevant item a user: the held-out one
-        ids = np.append(item_ids, 0)[table.ranked[:, : self.width]]  # -1 reads the appended [PAD]
         self.collector.data_struct.set("rec.topk", torch.cat([hits, one], 1))
-        self.collector.data_struct.set("rec.items", torch.from_numpy(ids))
         measured = self.evaluator.evaluate(self.collector.get_data_struct())
         return OrderedDict((name, float(value)) for name, value in measured.items())

@@ -16,7 +16,7 @@ import numpy as np
 
 from recbole_gmc.errors import SettingError
 
-TESTED, VALIDATED = 3, 4  # interactions of a user
+TESTED, VALIDATED = 3, 4  # interactions of a user; not those of ``split``, on purpose
 FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))  # and their defaults
 
 

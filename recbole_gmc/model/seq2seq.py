@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from transformers import T5Config, T5ForConditionalGeneration
@@ -119,16 +117,12 @@ def sequence_log_prob(
     return logits.log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1).sum(-1)
 
 
-def group_by_length(length: torch.Tensor, most: int | None = None) -> list[torch.Tensor]:
-    """Groups rows of equal length, so that decoding needs no padding; at most ``most`` rows a group.
+def group_by_length(length: torch.Tensor) -> list[torch.Tensor]:
+    """Groups rows of equal length, so that decoding needs no padding.
 
     Returns:
         int64 index tensors that together hold every row once, shortest first.
     """
     order = torch.argsort(length, stable=True)
     counts = torch.unique_consecutive(length[order], return_counts=True)[1]
-    groups = []
-    for group in order.split(counts.tolist()):
-        pieces = math.ceil(len(group) / most) if most else 1
-        groups += list(group.tensor_split(pieces))
-    return groups
+    return list(order.split(counts.tolist()))

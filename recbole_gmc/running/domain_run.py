@@ -71,7 +71,16 @@ def union(tables: Mapping[str, TopKTable]) -> TopKTable:
 
 
 def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun], settings: Mapping[str, Any]) -> None:
-    """result.json, topk.tsv and valid_topk.tsv of a model run once a domain, and the table on the terminal."""
+    """What ``save`` writes, and the table on the terminal."""
+    report = save(folder, model, dataset, runs, settings)
+    getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
+    getLogger().info(f"Results are in {folder}")
+
+
+def save(
+    folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """result.json, topk.tsv and valid_topk.tsv of a model run once a domain; returns what the first holds."""
     table = union({domain: run.table for domain, run in runs.items()})
     watched = {domain: run.watched for domain, run in runs.items() if run.watched is not None}
     result = {f"{domain}/{name}": run.result[name] for domain, run in runs.items() for name in _plain(run, domain)}
@@ -97,8 +106,7 @@ def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun],
         if watched:
             union(watched).write(folder / VALID_LISTS)
         write_json(folder / "result.json", report)
-    getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
-    getLogger().info(f"Results are in {folder}")
+    return report
 
 
 def _plain(run: DomainRun, domain: str) -> list[str]:

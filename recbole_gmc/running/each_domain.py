@@ -2,35 +2,71 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 from recbole_gmc import launch, logs, recbole_keys, registry, values
 from recbole_gmc.data.atomic import read_atomic
+from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate.split import refuse_untested
+from recbole_gmc.places import alone_in
 from recbole_gmc.running import domain_run, finished, single
 from recbole_gmc.running.domain_run import DomainRun
 from recbole_gmc.running.planning import SEED, DomainPlan, Plan
+from recbole_gmc.running.progress import Progress
 from recbole_gmc.settings import TrainSettings, read
+from recbole_gmc.train import resume as train_resume
 from recbole_gmc.train.budget import Budget
+from recbole_gmc.train.checkpoint import Checkpoint
 
 LEAST_BUDGET = 1e-3  # minutes: the setting must be above 0, and the run ends at once
 
 
 def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
-    """Runs the model once a domain and writes the files of all of them together: domain -> what its run left."""
-    done = finished.folders(plan.settings)
-    budget, runs = Budget(read(TrainSettings, plan.settings).budget_minutes), {}
+    """Runs the model once a domain and writes the files of all of them together: domain -> what its run left.
+
+    Raises:
+        SettingError: what RecBole refuses of the settings, before there is a folder.
+        RunError: another process is at work in the folder.
+    """
+    plan.refuse_bad(folder)
+    if len(plan.domains) == 1:
+        return _run(Progress(plan, folder))
+    with alone_in(folder):
+        return _run(Progress(plan, folder))
+
+
+def resume(folder: Path) -> dict[str, DomainRun]:
+    """Goes on with such a run: finished domains are taken as they are, a half-trained one where it stood if it can be.
+
+    Raises:
+        CheckpointError: the note on it is damaged, or data have changed.
+        RunError: another process is at work in the folder.
+    """
+    with alone_in(folder):
+        return _run(Progress.read(folder))
+
+
+def _run(progress: Progress) -> dict[str, DomainRun]:
+    plan, folder, spent = progress.plan, progress.folder, progress.spent
+    done, runs = finished.folders(plan.settings), {}
+    budget = Budget(read(TrainSettings, plan.settings).budget_minutes, sum(spent.values()))
+    progress.write()
     for left, domain in zip(range(len(plan.domains), 0, -1), plan.domains, strict=True):
-        share, own = budget.share(left), plan.of_domain(domain, folder)
+        share, own, started = budget.share(left), plan.of_domain(domain, folder), budget.spent()
+        before = spent.get(domain, 0.0)
         if domain in done and plan.ours:
             runs[domain] = finished.of_ours(done[domain], domain)
         elif domain in done:
             runs[domain] = finished.of_recboles(done[domain], own)
         elif plan.ours:
+            before = before or _spent_in(own)
             runs[domain] = run_ours(own, share)
         else:
-            runs[domain] = single.run_domain(own, share)
+            runs[domain] = run_recboles(own, share, keep=len(plan.domains) > 1)
+        spent[domain] = before + budget.spent() - started
+        progress.write()
     if plan.ours:
         logs.write_to(folder).begin()
     entry = registry.entry(plan.model)
@@ -41,12 +77,42 @@ def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
 
 def run_ours(plan: DomainPlan, budget: Budget) -> DomainRun:
     """One domain of a registered model as a whole run of its own, in a folder inside the run's."""
-    own = dict(plan.settings)
-    if budget.minutes is not None:
-        own["budget_minutes"] = max(budget.minutes, LEAST_BUDGET)
-    with logs.tables_later():
-        launch.run_recbole(plan.model, plan.domain, None, own)
-    return domain_run.read_run(Path(own["run_dir"]), plan.domain)
+    own, place = dict(plan.settings), Path(plan.settings["run_dir"])
+    if not (place / "result.json").is_file():
+        if budget.minutes is not None:
+            own["budget_minutes"] = max(budget.minutes, LEAST_BUDGET)
+        with logs.tables_later():
+            if _checkpoint(place) is not None:
+                train_resume.resume(place)
+            else:
+                shutil.rmtree(place, ignore_errors=True)  # of a run that was stopped before its first checkpoint
+                launch.run_recbole(plan.model, plan.domain, None, own)
+    return domain_run.read_run(place, plan.domain)
+
+
+def run_recboles(plan: DomainPlan, budget: Budget, keep: bool) -> DomainRun:
+    """One domain of one of RecBole's own models; what it left is kept in a folder inside the run's, if asked to."""
+    place = Path(plan.settings["run_dir"], "domains", plan.domain)
+    if not keep:
+        return single.run_domain(plan, budget)
+    if not (place / "result.json").is_file():
+        found = single.run_domain(plan, budget)
+        domain_run.save(place, plan.model, plan.domain, {plan.domain: found}, {"seed": SEED, **plan.settings})
+    return finished.read_recboles(place, plan)  # also what was just saved: scores are rounded there
+
+
+def _checkpoint(place: Path) -> Checkpoint | None:
+    try:
+        return Checkpoint(place)
+    except CheckpointError:
+        return None
+
+
+def _spent_in(plan: DomainPlan) -> float:
+    """CPU seconds of a domain's run that was stopped in the middle."""
+    place = Path(plan.settings["run_dir"])
+    found = None if (place / "result.json").is_file() else _checkpoint(place)
+    return found.progress().record.cpu_seconds if found is not None else 0.0
 
 
 def refuse_bad_files(plan: Plan) -> None:
@@ -58,11 +124,10 @@ def refuse_bad_files(plan: Plan) -> None:
         DataError: a file that ``AtomicFile`` refuses, or a domain without test users.
     """
     usual = {**recbole_keys.defaults(None), **plan.settings}
-    root = Path(plan.settings.get("data_path") or "dataset")
     for domain in plan.domains:
-        if domain == "ml-100k" and not (root / domain).is_dir():
+        if domain == "ml-100k" and not (plan.data_path / domain).is_dir():
             continue  # RecBole carries that one itself
-        file = read_atomic(root / domain / f"{domain}.inter", usual["field_separator"])
+        file = read_atomic(plan.data_path / domain / f"{domain}.inter", usual["field_separator"])
         for name, kind in file.types.items():
             if kind == "float":
                 file.numbers(name)

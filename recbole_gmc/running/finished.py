@@ -44,7 +44,12 @@ def of_ours(folder: Path, domain: str) -> DomainRun:
 
 
 def of_recboles(folder: Path, plan: DomainPlan) -> DomainRun:
-    """Of one of RecBole's models, from the files of all its domains.
+    """Of one of RecBole's models; arguments as ``read_recboles``."""
+    return _told(read_recboles(folder, plan), folder)
+
+
+def read_recboles(folder: Path, plan: DomainPlan) -> DomainRun:
+    """One domain of a run of one of RecBole's models, from the files of all that it had.
 
     Args:
         plan: the run that is not needed. Its data are read for the names of the items that are in no list.
@@ -59,7 +64,7 @@ def of_recboles(folder: Path, plan: DomainPlan) -> DomainRun:
     if (folder / VALID_LISTS).is_file():
         watched = TopKTable.read(folder / VALID_LISTS, items, among_others=True)
     end = f":{domain}"
-    made = DomainRun(
+    return DomainRun(
         table=replace(table, certified=np.ones(len(table), bool)),
         result={name: value for name, value in report["domains"][domain].items() if name not in ("users", "items")},
         valid=report["validation"]["metrics"][domain],
@@ -71,7 +76,6 @@ def of_recboles(folder: Path, plan: DomainPlan) -> DomainRun:
         facts=report.get("runs", {}).get(domain, {}),
         limited=report["budget_limited"],
     )
-    return _told(made, folder)
 
 
 def _told(made: DomainRun, folder: Path) -> DomainRun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,22 @@ from typing import Any
 from recbole_gmc import hooks, keys, lookup, recbole_keys, registry, sections, values
 from recbole_gmc.errors import SettingError
 from recbole_gmc.flags import only_program_name
-from recbole_gmc.settings import DataSettings, TrainSettings, read
+from recbole_gmc.settings import GROUPS, DataSettings, TrainSettings, keys_of, read
 
 # Settings that steer the runs of single domains and mean nothing to RecBole.
 OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
     "embedded_data",
     "max_prefixes",
     "budget_minutes",
+    "cpu_threads",
     "of_domain",
     "model",
     "dataset",
     "cache_dir",
     keys.FINISHED,
 }
+# Those of ours that a model of RecBole's does not read, beside models that do.
+UNREAD = frozenset(name for group in GROUPS for name in keys_of(group)) - OURS - recbole_keys.known()
 SEED = 2020  # RecBole's
 
 
@@ -32,13 +35,14 @@ class DomainPlan:
 
     Attributes:
         settings: all that the run of this domain has.
-        max_prefixes: of one of RecBole's own models, which do not know that setting.
+        max_prefixes, threads: of one of RecBole's own models, which do not know these settings.
     """
 
     model: str
     domain: str
     settings: Mapping[str, Any]
     max_prefixes: int | None = None
+    threads: int | None = None
 
     def having(self, **settings: Any) -> DomainPlan:
         """The same with other settings."""
@@ -55,6 +59,7 @@ class Plan:
         settings: what the user gave beside the files; for runs of single domains all settings, merged and checked, and
             under ``of_domain`` what is not the same in all of them.
         whole: one run of RecBole's over all domains; else one a domain.
+        unread: settings of ours that were given and that one of RecBole's own models does not read.
     """
 
     model: str
@@ -62,6 +67,7 @@ class Plan:
     files: tuple[str | Path, ...]
     settings: Mapping[str, Any]
     whole: bool
+    unread: tuple[str, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -73,6 +79,11 @@ class Plan:
         """The domains of a run that takes them one at a time."""
         return _domains(self.settings, self.dataset)
 
+    @property
+    def data_path(self) -> Path:
+        """The folder of the domains of such a run."""
+        return lookup.place(self.settings, "data_path") or Path("dataset")
+
     def having(self, **settings: Any) -> Plan:
         """The same run with other settings."""
         return replace(self, settings={**self.settings, **settings})
@@ -81,6 +92,13 @@ class Plan:
         """The settings that the user gave, those in files included."""
         in_files = sections.for_model(lookup.read_files(self.files), self.model)
         return {**in_files, **values.parse_all(self.settings)}
+
+    def decisive(self) -> dict[str, Any]:
+        """The same and what lies below them: all that decides the result but the data and the packaged files."""
+        if not self.whole:
+            return dict(self.settings)
+        merged = self.merged()
+        return {**sections.for_model(lookup.dataset_settings(self.dataset, merged), self.model), **merged}
 
     def of_domain(self, domain: str, folder: Path) -> DomainPlan:
         """The run of one domain inside ``folder``, where the run takes them one at a time."""
@@ -93,8 +111,11 @@ class Plan:
             return DomainPlan(self.model, domain, own)
         own = {key: value for key, value in self.settings.items() if key not in OURS}
         own |= self.settings.get("of_domain", {}).get(domain, {})
-        own |= {"run_dir": str(folder), "checkpoint_dir": str(folder / "checkpoint" / domain)}
-        return DomainPlan(self.model, domain, own, read(TrainSettings, self.settings).max_prefixes)
+        place = lookup.place(self.settings, "checkpoint_dir")  # there in a folder named after the run, as ours are
+        place = folder / "checkpoint" if place is None else place / folder.name
+        own |= {"run_dir": str(folder), "checkpoint_dir": str(place / domain)}
+        train = read(TrainSettings, self.settings)
+        return DomainPlan(self.model, domain, own, train.max_prefixes, train.cpu_threads)
 
     def refuse_bad(self, folder: Path) -> None:
         """Shows the settings to all checks that come before a run's work, for who has other work to do first.
@@ -107,12 +128,13 @@ class Plan:
         """
         from recbole.config import Config
 
-        with only_program_name():
+        from recbole_gmc.running.refusals import refusing
+
+        with only_program_name(), refusing(f"settings of {self.model}"):
             if self.whole:
                 Config(self.model, self.dataset, list(self.files), dict(self.settings))
-            elif self.ours:  # those of RecBole's own models were checked when they were merged
-                for domain in self.domains:
-                    Config(self.model, domain, [], dict(self.of_domain(domain, folder).settings))
+            for domain in () if self.whole else self.domains:
+                Config(self.model, domain, [], dict(self.of_domain(domain, folder).settings))
 
 
 @only_program_name()
@@ -150,7 +172,10 @@ def plan(
         settings["data_path"] = layer["data_path"]
     if entry is not None:
         return Plan(model, dataset, (), {**layer, **settings}, whole=False)
-    return Plan(model, dataset, (), _protocol_settings(model, layer, settings), whole=False)
+    merged = _protocol_settings(model, layer, settings)
+    unread = tuple(sorted(UNREAD & merged.keys()))
+    merged = {name: value for name, value in merged.items() if name not in UNREAD}
+    return Plan(model, dataset, (), merged, whole=False, unread=unread)
 
 
 def base_protocol() -> dict[str, Any]:
@@ -171,8 +196,12 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
     base = {**base_protocol(), **protocol_of(model)}
     usual = {**recbole_keys.defaults(model), **base, **layer}
     settings = {**base, **layer, **given}
-    columns = _columns(model, settings, {*layer, *given})
-    for own in [columns.get(domain, {}) for domain in read(DataSettings, settings).domains or ("",)]:
+    domains = read(DataSettings, settings).domains or ()
+    columns = {}
+    for domain, found in columns_of(model, domains, settings.get("data_path") or "dataset").items():
+        if own := {key: value for key, value in found.items() if key not in {*layer, *given}}:
+            columns[domain] = own
+    for own in [columns.get(domain, {}) for domain in domains or ("",)]:
         keys.check_single(model, {**settings, **own}, usual)
         refusals.refuse_other_kinds(model, {**usual, **settings, **own})
     if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
@@ -180,15 +209,11 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
     return {**settings, **({"of_domain": columns} if columns else {})}
 
 
-def _columns(model: str, settings: Mapping[str, Any], given: Collection[str]) -> dict[str, dict[str, Any]]:
-    """What the property file of each domain says for this model alone (its attributes), where nobody said otherwise."""
-    found = {}
-    for domain in read(DataSettings, settings).domains or ():
-        file = lookup.dataset_yaml(domain, settings.get("data_path") or "dataset")
-        own = sections.of(values.read_yaml(file), model) if file is not None else {}
-        if own := {key: value for key, value in own.items() if key not in given}:
-            found[domain] = own
-    return found
+def columns_of(model: str, domains: Sequence[str], data_path: str | Path) -> dict[str, dict[str, Any]]:
+    """What the property file of each domain says for this model alone (its attributes)."""
+    files = {domain: lookup.dataset_yaml(domain, data_path) for domain in domains}
+    found = {name: sections.of(values.read_yaml(file), model) for name, file in files.items() if file is not None}
+    return {domain: own for domain, own in found.items() if own}
 
 
 def _domains(settings: Mapping[str, Any], dataset: str) -> tuple[str, ...]:

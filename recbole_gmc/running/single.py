@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -94,6 +93,8 @@ def _prepared(plan: DomainPlan) -> tuple[Config, tuple[Any, Any, Any], torch.nn.
     model, domain = plan.model, plan.domain
     with refusing(f"settings of {model}"):
         config = Config(model, domain, [], dict(plan.settings))
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
     if config["device"].type == "cpu":
         keep_freed_memory()
     init_seed(config["seed"], config["reproducibility"])
@@ -151,7 +152,7 @@ def test_domain(fitted: FittedDomain) -> DomainRun:
     trainer.evaluate(test, show_progress=config["show_progress"])  # loads the best weights, and logs as RecBole does
     width = max(WIDTH, *config["topk"])
     table = lists_of(network, test._dataset, test, fitted.domain, width)
-    result = ListEvaluator(config, trainer.eval_collector)(table, np.arange(1, len(table.items) + 1))
+    result = ListEvaluator(config, trainer.eval_collector)(table)
     seconds = {"train": fitted.seconds, "test": perf_counter() - started}
     users = len(fitted.watched._dataset)
     watched = lists_of(network, fitted.watched._dataset, fitted.watched, fitted.domain, width) if users else None

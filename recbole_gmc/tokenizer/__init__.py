@@ -15,6 +15,7 @@ import torch
 from recbole_gmc.errors import EmbeddingError, TokenizerError
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.precision import resolved
+from recbole_gmc.products import tokenizer_by_onednn
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.tokenizer import index_file, quality, residuals
 from recbole_gmc.tokenizer.assign import Assignment, make_unique, number_collisions, repair_codes
@@ -71,7 +72,10 @@ def tokenize(
     if settings.ids_path is not None:
         return _imported(embeddings, settings)
     # what decides the codes, and so stands in the cache's key
-    settings = replace(settings, precision=resolved(settings.precision, torch.device(device)))
+    here = torch.device(device)
+    settings = replace(settings, precision=resolved(settings.precision, here))
+    if settings.kind == "rqvae":
+        settings = replace(settings, gemm="onednn" if tokenizer_by_onednn(settings.gemm, here) else "torch")
     if settings.kind == "rkmeans" or settings.kmeans_init:
         require_faiss()  # before any work
     if cache_dir is None:
@@ -80,7 +84,8 @@ def tokenize(
     from recbole_gmc.cache import Cache
 
     cache = Cache(cache_dir)
-    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed, _versions())
+    machine = [here.type, torch.get_num_threads()]
+    key = hash_of("tokenize", VERSION, embeddings.fingerprint, asdict(settings), seed, machine, _versions())
     with cache.turn(KIND, key, "Semantic IDs"):
         entry = cache.get(KIND, key)
         if entry is None:

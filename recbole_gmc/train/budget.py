@@ -33,13 +33,16 @@ class Budget:
             return Budget(None)
         return Budget(max(0.0, self.minutes - self.spent() / 60) / parts)
 
-    def part(self, parts: int) -> Budget:
-        """The same clock, stopped once an equal part of what is left is spent."""
+    def part(self, parts: int, begun: float) -> Budget:
+        """The same clock, stopped once an equal part is spent of what was left when the work began.
+
+        Args:
+            begun: what ``spent`` was then, also where a stopped run goes on in the middle of it.
+        """
         if self.minutes is None:
             return self
-        spent = self.spent()
-        left = max(0.0, 60 * self.minutes - spent)
-        return Budget((spent + left / parts) / 60, spent)
+        left = max(0.0, 60 * self.minutes - begun)
+        return Budget((begun + left / parts) / 60, self.spent())
 
     def check(self) -> None:
         """Called where an epoch begins.

@@ -19,7 +19,7 @@ GONE = ("alignment_weight", "alignment_temperature")  # settings of losses that 
 
 def to_json(config: Config) -> dict[str, Any]:
     """Every setting that a run can be repeated from; ``data_path`` is the folder that holds the domains."""
-    values = {k: _plain(v) for k, v in sorted(config.final_config_dict.items()) if k not in DERIVED}
+    values = {k: plain(v) for k, v in sorted(config.final_config_dict.items()) if k not in DERIVED}
     return {
         "model": config["model"],
         "dataset": config["dataset"],
@@ -34,16 +34,16 @@ def from_json(values: Mapping[str, Any], **changes: Any) -> Config:
     return Config(model=values["model"], dataset=values["dataset"], config_dict={**rest, **changes})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON-able values as they are; ``...`` for what is not."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (list, tuple)):
-        parts = [_plain(part) for part in value]
+        parts = [plain(part) for part in value]
         return ... if ... in parts else parts
     if isinstance(value, Mapping):
-        parts = {str(key): _plain(part) for key, part in value.items()}
+        parts = {str(key): plain(part) for key, part in value.items()}
         return ... if ... in parts.values() else parts
     return ...

@@ -52,6 +52,9 @@ def refuse_unfit(config: Config, items: ItemIndex) -> None:
         what = f"{tokenizer.versions} come from states of an RQ-VAE, whose IDs need no counter"
         mend = "Set tokenizer: rqvae and tokenizer_collisions: move, or leave it out"
         raise TokenizerError(what, "ids_per_item", mend)
+    if tokenizer.versions > 1 and not read(SharingSettings, config).recommender:
+        what = f"{tokenizer.versions} are what the unified recommender is trained on, and there is none"
+        raise TokenizerError(what, "ids_per_item", "Leave it out, or set unified_recommender: True")
     if tokenizer.ids_path is not None:
         SemanticIds.read_index(tokenizer.ids_path, items, size, levels, tokenizer.ids_repair)
         return

@@ -122,7 +122,7 @@ class RankingTrainer(Trainer, ABC):
         return self._metrics(self.rank(rows, show_progress=show_progress))
 
     def _metrics(self, table: TopKTable) -> Result:
-        return self.lists(table, self.model.item_of_row.cpu().numpy())
+        return self.lists(table)
 
     def _rounded(self, result: Result) -> Result:
         places = self.config["metric_decimal_place"]

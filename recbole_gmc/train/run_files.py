@@ -8,11 +8,12 @@ from typing import Any
 
 from recbole.config import Config
 
+from recbole_gmc.data.atomic import hash_domains
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
-from recbole_gmc.files import hash_file, hash_of, telling_where, write_json
+from recbole_gmc.files import hash_of, telling_where, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.logs import TABLES
 from recbole_gmc.model.copies import DomainCopies
@@ -28,10 +29,7 @@ AGAIN = "The checkpoint is whole: free some space, then --resume tests again"
 
 def input_hashes(dataset: GMCDataset) -> dict[str, str]:
     """``<domain>.inter`` and ``<domain>.item`` -> SHA-256 of the file."""
-    root = Path(dataset.dataset_path).parent
-    names = [(domain, f"{domain}.{kind}") for domain in dataset.domains for kind in ("inter", "item")]
-    files = {name: root / domain / name for domain, name in names}
-    return {name: hash_file(path) for name, path in files.items() if path.is_file()}
+    return hash_domains(Path(dataset.dataset_path).parent, dataset.domains)
 
 
 def refuse_changed(dataset: GMCDataset, before: Mapping[str, str]) -> None:
@@ -64,16 +62,18 @@ def put(found: Checkpoint, model: GenerativeRecommender) -> None:
     """Loads a checkpoint's IDs, unified weights and adapters into a model made for the same items.
 
     Raises:
-        CheckpointError: the checkpoint is for other items, or its adapters for other weights.
+        CheckpointError: the checkpoint is for other items, its adapters for other weights, or its IDs are not those
+            that the model's adapters were trained on.
     """
     refuse_other_items(found, model.items)
-    model.set_inputs(found.ids, found.text)
-    model.mix = found.mix
-    weights = found.weights()
-    if model.adapters is not None:
-        model.adapters.load_backbone(weights)
-    else:
+    if model.adapters is None:
+        model.set_inputs(found.ids, found.text)
         found.load_into(model.network)
+    else:  # they hold the network, which must stay the one that it is
+        if found.ids.fingerprint != model.semantic_ids.fingerprint:
+            raise CheckpointError("it has other semantic IDs", str(found.folder), "Load it into a new model")
+        model.adapters.load_backbone(found.weights())
+    model.mix = found.mix
     if found.adapters is not None:
         (model.adapters or model.add_adapters()).load(found.adapters)
 

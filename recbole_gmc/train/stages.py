@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,13 +13,13 @@ import torch
 from recbole.config import Config
 from recbole.utils import calculate_valid_score, dict2str, set_color
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.errors import RunError
-from recbole_gmc.places import run_dir
+from recbole_gmc.places import alone_in, run_dir
 from recbole_gmc.train import run_files, state
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ class StageTrainer(RankingTrainer):
         self.stage: Stage | None = None
         self.best: dict[str, Tensor] = {}
         self._pending: Progress | None = None  # of a resumed checkpoint, until its stage is entered
-        self._saved = False
+        self._saved, self._clock = False, 0.0
         self.budget = Budget(None)
 
     # ---- what a subclass gives -----------------------------------------------------------------------------------
@@ -106,7 +107,16 @@ class StageTrainer(RankingTrainer):
 
         Returns:
             Validation score and result over all users, after the last stage.
+
+        Raises:
+            RunError: another process is at work in the run's folder, or loss or gradient is not a number.
         """
+        with alone_in(run_dir(self.config)) if saved else nullcontext():
+            return self._fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+
+    def _fit(
+        self, train_data: Any, valid_data: Any, verbose: bool, saved: bool, show_progress: bool, callback_fn: Any
+    ) -> tuple[float, Result | None]:
         self._valid_data, self._saved = valid_data, saved
         if self.config["resume"]:
             self.resume_checkpoint(self.config["resume"])
@@ -148,7 +158,7 @@ class StageTrainer(RankingTrainer):
         """One stage in RecBole's loop, its best weights put in place at the end."""
         if stage.name in self.record.done:
             return
-        started, train = perf_counter(), self._units(train)
+        self._clock, train = perf_counter(), self._units(train)
         title = set_color("Stage", "pink") + f" {stage.name}"
         self.logger.info(f"{title}: {len(train):,} rows, {stage.epochs} epochs at most")
         self._enter(stage, self._rows_an_epoch(train))
@@ -162,14 +172,24 @@ class StageTrainer(RankingTrainer):
         if self.best:
             self.restore(self.best)
         self._end(every)
-        self.record.spend(stage.name, perf_counter() - started)
+        self._spend()
         self._finish(stage)
+
+    def _spend(self) -> None:
+        """Writes down what the stage took since it was last asked, so that a stopped run loses none of it."""
+        now = perf_counter()
+        self.record.spend(self.stage.name, now - self._clock)
+        self._clock = now
 
     def _finish(self, stage: Stage) -> None:
         self.record.done.append(stage.name)
         self.stage, self.best = None, {}
         if self._saved:
             self._write()
+
+    def _share(self, whole: Budget, parts: int, what: str) -> Budget:
+        """The part of the budget that ``what`` has, one of so many that are left."""
+        return whole.part(parts, self.record.begun.setdefault(what, whole.spent()))
 
     def _seed(self, stage: str) -> None:
         """Each stage draws from a seed of its own, so it gives the same whether those before it ran or were reused."""
@@ -212,30 +232,36 @@ class StageTrainer(RankingTrainer):
         order = torch.randperm(n, generator=self.shuffle) if self.config["shuffle"] else torch.arange(n)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         title = set_color(f"Train {epoch_idx:>5}", "pink")
-        for batch in tqdm(order.split(self.stage.batch_size), ncols=100, desc=title, disable=not show_progress):
+        bar = tqdm(order.split(self.stage.batch_size), ncols=100, desc=title, disable=not show_progress)
+        for number, batch in enumerate(bar):
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.backward(train_data.select(batch.to(self.device)))
-            self._check_finite(loss, epoch_idx)
-            self._update()
+            self._update(loss, f"epoch {epoch_idx}, batch {number}")
             total += loss * len(batch)
         mean = (total / n).item()
         seconds = perf_counter() - started
         self.record.curve.append({"stage": self.stage.name, "epoch": epoch_idx, "loss": mean, "seconds": seconds})
         return mean
 
-    def _update(self) -> None:
-        """One step of the optimiser with the gradients that are there."""
-        if self.clip_grad_norm:
-            clip_grad_norm_(self._trained(), **self.clip_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
+    def _update(self, loss: Tensor, when: str) -> None:
+        """One step of the optimiser with the gradients that are there.
 
-    def _check_finite(self, loss: Tensor, epoch: int) -> None:
-        if not torch.isfinite(loss):
+        Raises:
+            RunError: the loss or a gradient is not a number; no weight has changed then.
+        """
+        if self.clip_grad_norm:
+            norm = clip_grad_norm_(self._trained(), **self.clip_grad_norm)
+        else:
+            norm = get_total_norm([weight.grad for weight in self._trained() if weight.grad is not None])
+        if not torch.isfinite(loss + norm):
+            what = "loss" if not torch.isfinite(loss) else "gradient's norm"
+            value = loss.item() if what == "loss" else norm.item()
             raise RunError(
-                f"the training loss is {loss.item()} in stage {self.stage.name}, epoch {epoch}",
+                f"the training {what} is {value} in stage {self.stage.name}, {when}, seed {self.config['seed']}",
                 mend=f"Lower the learning rate; the last good checkpoint is {self.saved_model_file}",
             )
+        self.optimizer.step()
+        self.scheduler.step()
 
     def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
         result = self._metrics(self.rank_watched(valid_data, show_progress))
@@ -256,6 +282,8 @@ class StageTrainer(RankingTrainer):
     def _write(self, next_epoch: int = 0) -> None:
         """The best weights so far as the model, the latest ones as the place to go on from."""
         self.record.cpu_seconds = self.budget.spent()
+        if self.stage is not None:
+            self._spend()
         under_way = self._stage_state(next_epoch) if self.stage is not None else None
         progress = Progress.of(self.record, self.shuffle, under_way)
         if self.best:

@@ -21,7 +21,8 @@ class RunRecord:
     """The facts of a run that result.json reports, kept across resumes.
 
     ``curve`` has one entry an epoch (stage, epoch, loss, seconds) and ``valid`` where the epoch was validated.
-    ``cpu_seconds`` and ``limited`` tell what ``budget_minutes`` counts, and that it ended a stage.
+    ``cpu_seconds`` and ``limited`` tell what ``budget_minutes`` counts, and that it ended a stage; ``begun`` what it
+    had counted when a part of the work with a share of its own began.
     """
 
     done: list[str] = field(default_factory=list)
@@ -32,6 +33,7 @@ class RunRecord:
     inputs: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     cpu_seconds: float = 0.0
+    begun: dict[str, float] = field(default_factory=dict)
     limited: bool = False
 
     def spend(self, what: str, seconds: float) -> None:

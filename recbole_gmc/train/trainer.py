@@ -45,7 +45,6 @@ class GMCTrainer(StageTrainer):
         super().__init__(config, model)
         self.lora, self.sharing = read(LoraSettings, config), read(SharingSettings, config)
         self.plan = Stage.planned(config, self.settings, self.lora, self.sharing, model.items.domains)
-        self._identity: dict[str, Tensor] = {}
 
     # ---- semantic IDs, which another model may make in its own way ------------------------------------------------
 
@@ -166,8 +165,9 @@ class GMCTrainer(StageTrainer):
         budget = self.budget
         for position, stage in enumerate(stages):
             if not self.sharing.recommender and stage.name not in self.record.done:
+                # No domain is left with weights that nothing trained.
                 waiting = [one for one in stages if one.name not in self.record.done]
-                self.budget = budget.part(len(waiting))  # no domain is left with weights that nothing trained
+                self.budget = self._share(budget, len(waiting), stage.name)
             adapters.activate(stage.domain)
             # A domain without validation users is trained as RecBole does without validation data: all epochs.
             seen, every = ((rows and rows.of_domain(position)) or None for rows in (watched, valid))
@@ -177,21 +177,23 @@ class GMCTrainer(StageTrainer):
         if adapters.backbone_fingerprint() != before:
             raise RunError("the unified recommender changed while its adapters were trained", mend="This is a bug")
 
+    @property
+    def _adapting(self) -> bool:
+        return self.stage.domain is not None and self.sharing.recommender
+
     def _begin(self, watched: SequenceRows | None) -> None:
         """What changes nothing of the unified recommender, as an adapter does at its start, is a candidate."""
-        adapting = self.stage.domain is not None and self.sharing.recommender
-        self._identity = self.model.adapters.identity(self.stage.domain) if adapting else {}
-        if self._identity and watched is not None and self.start_epoch == 0:
+        if self._adapting and watched is not None and self.start_epoch == 0:
             self.best_valid_score, self.best_valid_result = self._valid_epoch(watched)
 
     def _end(self, every: SequenceRows | None) -> None:
-        if self._identity and every is not None:
-            self._keep_the_better(self._identity, every)
+        if self._adapting and every is not None:
+            self._keep_the_better(every)
 
-    def _keep_the_better(self, identity: dict[str, Tensor], valid: SequenceRows) -> None:
+    def _keep_the_better(self, valid: SequenceRows) -> None:
         """All validation users decide between the unified recommender with the stage's changes and without."""
         trained, score = self.snapshot(), calculate_valid_score(self._measure(valid), self.valid_metric)
-        self.restore(identity)
+        self.restore(self.model.adapters.identity(self.stage.domain))
         without = calculate_valid_score(self._measure(valid), self.valid_metric)
         if (score > without) == self.valid_metric_bigger:
             self.restore(trained)

@@ -18,9 +18,9 @@ from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.train.stage import Stage
 
 KIND = "unified"
-VERSION = 2  # goes up when equal settings would train other weights
+VERSION = 3  # goes up when equal settings would train other weights
 SETTINGS = (
-    *("seed", "shuffle", "learner", "clip_grad_norm", "MAX_ITEM_LIST_LENGTH", "prefix_beta", "prefix_eta"),
+    *("seed", "shuffle", "learner", "clip_grad_norm", "gemm", "MAX_ITEM_LIST_LENGTH", "prefix_beta", "prefix_eta"),
     *("valid_metric", "topk", "beam_size", "beam_search", "decode_precision"),  # these choose the epoch
 )
 

@@ -6,16 +6,19 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from logging import getLogger
+from pathlib import Path
 
 from recbole_gmc import quick
+from recbole_gmc.data.atomic import hash_domains
 from recbole_gmc.errors import CheckpointError, RunError, SettingError
 from recbole_gmc.files import locked, read_json, write_json
+from recbole_gmc.settings import DataSettings, read
 from recbole_gmc.tune import outcome, ray_search, search
 from recbole_gmc.tune.request import Request, parse, refuse_bad_points
 from recbole_gmc.tune.trial import Trial
 
 FACTS, LOCK, TESTED = "search.json", ".lock", "tested.json"
-FORMAT = 2  # goes up when the same search would draw other points
+FORMAT = 3  # goes up when the same search would draw other points
 
 HELP = """\
 usage: recbole-gmc tune --model=<model> --dataset=<name> --params_file=<file> [--<flag or key>=<value> ...]
@@ -87,13 +90,15 @@ def _search(request: Request, command: str) -> None:
 def _claim(request: Request) -> None:
     """Makes the folder, or refuses one that holds another search."""
     plan, folder = request.plan, request.folder
+    settings = plan.decisive()
+    domains = read(DataSettings, settings).domains or (plan.dataset,)
     facts = {
         "format": FORMAT,
         "model": plan.model,
         "dataset": plan.dataset,
         "space": request.space.facts(),
-        "settings": {name: str(value) for name, value in sorted(plan.settings.items())},
-        "files": list(request.files),
+        "settings": {name: str(value) for name, value in sorted(settings.items())},
+        "data": hash_domains(Path(settings.get("data_path") or "dataset"), domains),
         "algo": request.options.algo,
         "seed": request.options.seed,
     }

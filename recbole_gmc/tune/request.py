@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str]) -> Request:
 
 def _refuse_idle(space: Space, model: str, flags: Mapping[str, str]) -> None:
     """Refuses a setting that is fixed by a flag, too, or that a model of RecBole's own does not read."""
-    known = recbole_keys.known() | planning.OURS | {"cpu_threads"}
+    known = recbole_keys.known() | planning.OURS
     for name in space.ranges:
         if name in flags:
             raise SettingError("is fixed by a flag and in the search space, too", f"--{name}", "Leave one of them out")

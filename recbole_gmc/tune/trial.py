@@ -11,6 +11,7 @@ from typing import Any
 
 from recbole_gmc import logs
 from recbole_gmc.errors import CheckpointError, DataError, DependencyError, GMCError
+from recbole_gmc.evaluate.split import VALIDATED
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.flags import only_program_name
 from recbole_gmc.running.planning import DomainPlan, Plan
@@ -107,29 +108,37 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
 
 def _fit(plan: Plan, folder: Path, report: Report | None) -> dict[str, Any]:
     if plan.whole:
-        found = _fit_whole(plan.model, plan.dataset, plan.files, {**plan.settings, "run_dir": str(folder)}, report)
+        settings = {**plan.settings, "run_dir": str(folder)}
+        found = _fit_whole(plan.model, plan.dataset, plan.files, settings, report, alone=True)
         return {name: value for name, value in found.items() if name != "users"}
     parts: dict[str, dict[str, Any]] = {}
     for domain in plan.domains:
-        alone = report if len(plan.domains) == 1 else None  # scores of one domain are not those of all
         own = plan.of_domain(domain, folder)
-        if plan.ours:
-            parts[domain] = _fit_whole(plan.model, domain, (), dict(own.settings), alone)
+        if plan.ours:  # with more than one domain, whose scores are not those of all
+            parts[domain] = _fit_whole(plan.model, domain, (), dict(own.settings), None, alone=False)
         else:
-            parts[domain] = _fit_single(own, alone)
+            parts[domain] = _fit_single(own, report if len(plan.domains) == 1 else None)
     users = {domain: part.pop("users") for domain, part in parts.items()}
+    _refuse_unscored(sum(users.values()))
+    scored = {domain: part for domain, part in parts.items() if users[domain]}
     return {
-        "score": sum(users[domain] * part["score"] for domain, part in parts.items()) / sum(users.values()),
+        "score": sum(users[domain] * part["score"] for domain, part in scored.items()) / sum(users.values()),
         "valid": {domain: part["valid"] for domain, part in parts.items()},
         "epochs": sum(part["epochs"] for part in parts.values()),
         "reused": tuple(f"{domain}/{stage}" for domain, part in parts.items() for stage in part.get("reused", ())),
     }
 
 
+def _refuse_unscored(users: int) -> None:
+    if not users:
+        what = f"no user has {VALIDATED} interactions, so nothing tells which settings are better"
+        raise DataError(what, "validation", "Add data")
+
+
 def _fit_whole(
-    model: str, dataset: str, files: tuple[Any, ...], settings: dict[str, Any], report: Report | None
+    model: str, dataset: str, files: tuple[Any, ...], settings: dict[str, Any], report: Report | None, alone: bool
 ) -> dict[str, Any]:
-    """RecBole's own steps of a run, up to its test."""
+    """RecBole's own steps of a run, up to its test; ``alone``: no other run is scored with it."""
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, get_trainer, init_logger, init_seed
@@ -138,6 +147,8 @@ def _fit_whole(
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     train, valid, _ = data_preparation(config, create_dataset(config))
+    if alone:
+        _refuse_unscored(len(valid._dataset))
     init_seed(config["seed"], config["reproducibility"])
     network = get_model(config["model"])(config, train._dataset).to(config["device"])
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, network)

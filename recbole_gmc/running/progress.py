@@ -1,0 +1,66 @@
+"""How far a run has come that takes its domains one at a time, so that a stopped one can go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recbole_gmc.data.atomic import hash_domains
+from recbole_gmc.errors import CheckpointError
+from recbole_gmc.files import read_json, write_json
+from recbole_gmc.running.planning import Plan
+from recbole_gmc.train.config_json import plain
+
+NOTE = "domains.json"  # in the run's folder
+
+
+@dataclass
+class Progress:
+    """A run in ``folder``, and the CPU seconds that each domain has taken so far."""
+
+    plan: Plan
+    folder: Path
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Progress:
+        """Of a run that was stopped.
+
+        Raises:
+            CheckpointError: a damaged note, or data that have changed since.
+        """
+        note = folder / NOTE
+        try:
+            facts = dict(read_json(note))
+            plan = Plan(facts["model"], facts["dataset"], (), dict(facts["settings"]), whole=False)
+            data, spent = dict(facts["data"]), dict(facts["spent"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError("the note on the run is damaged", str(note), "Start a new run") from error
+        for name, digest in _data(plan).items():
+            if data.get(name) != digest:
+                mend = "Put the file back, or start a new run"
+                raise CheckpointError("the file has changed since the run began", name, mend)
+        return cls(plan, folder, spent)
+
+    def write(self) -> None:
+        """Leaves the note; a run of one domain needs none."""
+        if len(self.plan.domains) == 1:
+            return
+        settings = {name: plain(value) for name, value in self.plan.settings.items()}
+        facts = {
+            "model": self.plan.model,
+            "dataset": self.plan.dataset,
+            "settings": {name: value for name, value in settings.items() if value is not ...},
+            "data": _data(self.plan),
+            "spent": self.spent,
+        }
+        write_json(self.folder / NOTE, facts)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run that takes its domains one at a time stands there, finished or not."""
+    return (folder / NOTE).is_file()
+
+
+def _data(plan: Plan) -> dict[str, str]:
+    return hash_domains(plan.data_path, plan.domains)
