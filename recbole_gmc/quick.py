@@ -41,7 +41,7 @@ def run(
             if found.unread:
                 logger.warning("%s does not read %s", found.model, ", ".join(found.unread))
             folder = run_folder(found.settings, found.model, found.dataset)
-            each_domain.refuse_bad_files(found)
+            each_domain.refuse_bad_files(found.data_path, found.domains, found.settings)
             return each_domain.run_domains(found, folder)
         folder = run_folder(found.merged(), found.model, found.dataset)
         with logs.tables_later():

@@ -73,6 +73,9 @@ def write_cell(cell: plan.Cell, benchmark: plan.Benchmark, places: list[int], **
     text = json.dumps([[d, sorted(items)] for d, items in CANDIDATES.items()], separators=(",", ":"))
     domains = {d: metrics([p for p, o in zip(places, owner, strict=True) if o == d]) for d in CANDIDATES}
     report = {
+        "model": cell.model,
+        "dataset": "both",
+        "seed": cell.seed,
         "domains": {d: {"users": owner.count(d), "items": len(CANDIDATES[d]), **m} for d, m in domains.items()},
         "average": metrics(places),
         "label": "",
@@ -195,6 +198,15 @@ TAMPERED = {
     "an item twice": ("topk.tsv", "\ta\t0.000000\td\t", "\td\t0.000000\td\t", "twice"),
     "another metric": ("result.json", '"recall@5": 1.0', '"recall@5": 0.9', "but its lists give"),
     "other candidates": ("result.json", '"candidates": "', '"candidates": "0', "other candidates"),
+    "another model": ("result.json", '"model": "SASRec"', '"model": "GMC"', "model is 'GMC', not 'SASRec'"),
+    "another seed": ("result.json", '"seed": 2020', '"seed": 2021', "seed is 2021, not 2020"),
+    "another history": ("result.json", 'LIST_LENGTH": 20', 'LIST_LENGTH": 50', "GMC 20, SASRec 50"),
+    "a metric gone": ("result.json", '"recall@5": ', '"mrr@5": ', "no readable result .KeyError.'recall@5'"),
+    "a metric in words": ("result.json", '"recall@5": 1.0', '"recall@5": "high"', "no readable result .TypeError"),
+    "a fact gone": ("result.json", '"epochs": ', '"epoch": ', "no readable result .KeyError.'epochs'"),
+    "another header": ("topk.tsv", "item_2\tscore_2", "score_2\titem_2", "topk.tsv:1: not the header"),
+    "rising scores": ("topk.tsv", "\t0.000000\t", "\t-7.000000\t", "topk.tsv:2: the scores are not numbers, or they"),
+    "no score": ("topk.tsv", "\t0.000000\t", "\tnan\t", "topk.tsv:2: the scores are not numbers, or they"),
 }
 
 
@@ -207,6 +219,36 @@ def test_a_tampered_cell_means_no_table(done, what, capsys):
     with pytest.raises(DataError, match=message):
         command.show(done)
     assert not list(done.output.glob("table.*"))
+
+
+def test_lists_that_are_no_text_mean_no_table(done):
+    (done.output / "SASRec-2020/topk.tsv").write_bytes(b"domain\xff")
+    with pytest.raises(DataError, match="topk.tsv: cannot be read .*utf-8"):
+        board.build(done)
+
+
+def test_gmcplus_is_no_baseline_of_gmc(data):
+    benchmark = plan_of(data, models="GMC,GMCPlus,Pop")
+    for cell in benchmark.cells:
+        write_cell(cell, benchmark, {"GMC": [0, 1, 2, 0, 1, 2], "GMCPlus": [0] * 6, "Pop": [-1] * 6}[cell.model])
+    found = board.build(benchmark)
+    assert found.order("A", "ndcg@10") == ["GMCPlus", "GMC", "Pop"] and found.gain("A", "ndcg@10")[0] == "Pop"
+    assert "GMC's gain on the strongest baseline" in tables.terminal(found)
+
+
+def test_labels_stand_at_every_row(done):
+    cells = [cell for cell in done.cells if cell.model == "SASRec"]
+    for cell in cells:
+        write_cell(cell, done, PLACES["SASRec", cell.seed], label="small setting")
+    text = tables.terminal(board.build(done))
+    assert text.count("SASRec [1]") == 3 and "[1] small setting." in text
+
+
+@pytest.mark.parametrize(
+    "settings, said", [((8, 1), "8"), ((10, 2), "10 x 2"), ((8, None), "8"), ((None, None), "-")]
+)
+def test_how_long_a_model_waits_for_a_better_score(settings, said):
+    assert board.patience(dict(zip(("stopping_step", "eval_step"), settings, strict=True))) == said
 
 
 def test_a_user_left_out_means_no_table(done):
@@ -317,6 +359,8 @@ def test_damaged_cells_are_refused_with_the_file(done):
         (["--ablation=all"], "nearest: 'ablations'"),
         (["--rm_dup_inter=first"], "Filter the files beforehand"),
         (["--user_inter_num_interval=[5,9]"], "takes intervals such as"),
+        (["--topk=ten"], "'ten' are no lengths of lists"),
+        (["--topk=[5,0]"], "are no lengths of lists"),
     ],
 )
 def test_bad_words_are_refused(data, words, message):
@@ -324,10 +368,57 @@ def test_bad_words_are_refused(data, words, message):
         plan_of(data, *words)
 
 
-def test_a_section_cannot_change_the_protocol(data):
-    (data / "b.yaml").write_text("SASRec: {MAX_ITEM_LIST_LENGTH: 50}\n")
-    with pytest.raises(SettingError, match="50 for SASRec alone"):
+@pytest.mark.parametrize(
+    "section",
+    [
+        *("SASRec: {MAX_ITEM_LIST_LENGTH: 50}", "SASRec: {max_prefixes: 1}", "SASRec: {valid_metric: MRR@5}"),
+        *("SASRec: {repeatable: False}", "SASRec: {USER_ID_FIELD: user}", "SASRec: {seed: 5}"),
+        *("GMC: {missing_text: drop}", "GMC: {text_fields: [brand]}", "GMC: {text_embedding_path: {A: a.npy}}"),
+    ],
+)
+def test_a_section_cannot_change_the_protocol(data, section):
+    (data / "b.yaml").write_text(section)
+    with pytest.raises(SettingError, match=f"for {section[: section.index(':')]} alone"):
         plan_of(data, f"--config_files={data / 'b.yaml'}")
+
+
+def test_one_length_of_lists_may_stand_alone(data):
+    assert plan_of(data, "--topk=10").topk == (10,) and plan_of(data, "--topk=[10,5]").topk == (5, 10)
+
+
+def test_a_cell_knows_the_property_files_that_it_was_made_with(data):
+    """Of the data set, in which a section holds for one model, and of a domain."""
+
+    def signatures():
+        words = [f"--models={','.join(models)}", "--dataset=ab", f"--data_path={data / 'data'}"]
+        return [cell.signature for cell in plan.parse([*words, f"--output={data / 'out'}"])[0].cells]
+
+    models, (file, domain) = ("GMC", "SASRec", "FDSA"), (data / "data/ab.yaml", data / "data/A.yaml")
+    file.write_text("domains: [A, B]\ntext_fields: [title]\n")
+    first = signatures()
+    file.write_text("domains: [A, B]\ntext_fields: [brand]\n")
+    second = signatures()
+    file.write_text("domains: [A, B]\ntext_fields: [brand]\nGMC: {epochs: 1}\n")
+    third = signatures()
+    domain.write_text("FDSA: {selected_features: [brand]}\n")
+    fourth = signatures()
+    assert all(one != two for one, two in zip(first, second, strict=True))
+    assert [one == two for one, two in zip(second, third, strict=True)] == [False, True, True]
+    assert [one == two for one, two in zip(third, fourth, strict=True)] == [True, True, False]
+
+
+def test_ready_embeddings_are_part_of_the_data(data):
+    files = {domain: data / f"{domain}.npy" for domain in "AB"}
+    words = f"--text_embedding_path={{A: {files['A']}, B: {files['B']}}}"
+    with pytest.raises(DataError, match="text_embedding_path: no file .*A.npy' for A"):
+        plan_of(data, words)
+    for file in files.values():
+        file.write_bytes(b"one")
+    found = plan_of(data, words)
+    before = run.data_hashes(found)
+    files["B"].write_bytes(b"two")
+    changed = {name for name, digest in run.data_hashes(found).items() if before[name] != digest}
+    assert changed == {"B.embeddings"}
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,33 @@ def test_s3rec_fine_tunes_what_it_pre_trained(shop, monkeypatch):
     assert not torch.equal(first, second)  # the second stage starts where the first ended, not where it began
     assert runs["Shop"].facts == {"pretrain_epochs": 3} and runs["Shop"].epochs == 2
     assert set(runs["Shop"].seconds) == {"pretrain", "train", "test"}
+    assert json.loads((shop / "run/result.json").read_text())["epochs"] == {"pretrain:Shop": 3, "Shop": 2}
     file = next((shop / "run/checkpoint/Shop").glob("*pretrained.pth"))
     starts.clear()
     again = quick.run("S3Rec", "Shop", [], small(shop, pre_model_path=str(file), run_dir=str(shop / "again")))
     assert [stage for stage, _ in starts] == ["finetune"]
     assert again["Shop"].result == runs["Shop"].result
+
+
+def test_settings_of_ours_hold_for_recbole_s_models_or_are_said(shop, caplog):
+    import torch
+
+    before = torch.get_num_threads()
+    given = small(shop, cpu_threads=before + 1, precision="bf16", valid_users=5, checkpoint_dir=str(shop / "mine"))
+    try:
+        quick.run("SASRec", "Shop", [], given)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert "SASRec does not read precision, valid_users" in caplog.text
+    settings = json.loads((shop / "run/result.json").read_text())["settings"]
+    assert settings["cpu_threads"] == before + 1 and not {"precision", "valid_users"} & settings.keys()
+    assert list((shop / "mine/run/Shop").glob("*.pth")) and not (shop / "run/checkpoint").exists()
+
+
+def test_a_mask_of_less_than_one_item_is_refused(shop):
+    with pytest.raises(SettingError, match="mask_ratio: 0.1 of 6 items is less than one"):
+        quick.run("BERT4Rec", "Shop", [], small(shop, mask_ratio=0.1, MAX_ITEM_LIST_LENGTH=6))
 
 
 def test_attributes_that_no_file_names_are_refused(shop):

@@ -140,6 +140,7 @@ def test_other_users_or_items_are_refused(output):
     "words, message",
     [
         (["--compare=Ours"], "names no two"),
+        (["--compare=Ours,Ours"], "names no two"),
         (["--compare=Ours,Nobody"], "no finished run in"),
         (["--compare=Ours,Other", "--on=train"], "valid or test"),
         (["--compare=Ours,Other", "--epochs=3"], "does not go with --compare"),

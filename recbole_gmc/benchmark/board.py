@@ -20,6 +20,7 @@ from recbole_gmc.values import read_yaml
 AVERAGE = "average"
 KINDS = ("recall", "ndcg")
 ALPHA = 0.05
+OURS = ("GMC", "GMCPlus")  # no baselines of each other
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class Board:
         return row.mean(part, metric) / base - 1.0 if base > 0 else float("nan")
 
     def gain(self, part: str, metric: str) -> tuple[str, float] | None:
-        """The strongest other model that counts, and the reference's relative gain on it."""
+        """The strongest baseline that counts, and the reference's relative gain on it."""
         order = self.order(part, metric)
-        others = [model for model in order if model != self.reference]
+        ours = OURS if self.reference in OURS else (self.reference,)
+        others = [model for model in order if model not in ours]
         if self.reference not in order or not others:
             return None
         best = self.row(others[0]).mean(part, metric)
@@ -119,7 +121,8 @@ def build(benchmark: Benchmark) -> Board:
         lists = {}
         for cell in benchmark.cells:
             if cell.row == model and run.status(cell) == run.DONE:
-                lists[cell.seed] = fairness.read_lists(cell.folder, truth)
+                facts = {"model": cell.model, "seed": cell.seed, "dataset": benchmark.dataset}
+                lists[cell.seed] = fairness.read_lists(cell.folder, truth, facts, metrics)
         of_user[model] = {metric: [_of_user(found, metric) for found in lists.values()] for metric in metrics}
         scores = {
             part: {metric: tuple(float(one[mask].mean()) for one in of_user[model][metric]) for metric in metrics}
@@ -128,6 +131,7 @@ def build(benchmark: Benchmark) -> Board:
         facts = _facts(benchmark, model)
         limited = bool(facts.pop("limited"))
         rows.append(Row(model, tuple(lists), scores, limited, facts, model not in benchmark.models))
+    _refuse_unlike(rows, benchmark)
     means = {row.model: {m: np.mean(of_user[row.model][m], 0) for m in metrics} for row in rows if row.counts}
     adjusted = significance(means, masks, benchmark.reference)
     users = {part: int(mask.sum()) for part, mask in masks.items()}
@@ -144,6 +148,14 @@ def build(benchmark: Benchmark) -> Board:
         interactions=truth.interactions,
         asked={domain: (one.target_hash, one.candidate_hash) for domain, one in each.items()},
     )
+
+
+def _refuse_unlike(rows: list[Row], benchmark: Benchmark) -> None:
+    """Raises DataError where two models saw histories of other lengths."""
+    seen = {row.model: row.facts["history"] for row in rows if row.facts.get("history") is not None}
+    if len(set(seen.values())) > 1:
+        what = f"histories of different lengths: {', '.join(f'{model} {length}' for model, length in seen.items())}"
+        raise DataError(what, str(benchmark.output), "Run them with one MAX_ITEM_LIST_LENGTH")
 
 
 def _of_user(lists: Lists, metric: str) -> np.ndarray:
@@ -201,12 +213,14 @@ def _facts(benchmark: Benchmark, model: str) -> dict[str, Any]:
     reports = [read_json(cell.folder / "result.json") for cell in cells if run.status(cell) == run.DONE]
     failed = [(cell, run.note_of(cell).get("error")) for cell in cells if run.status(cell) == run.FAILED]
     waiting = sum(run.status(cell) == run.WAITING for cell in cells)
-    notes = sorted({report["label"] for report in reports if report["label"]})
+    labels = sorted({report["label"] for report in reports if report["label"]})
+    notes = list(labels)
     notes += ["budget-limited"] if (limited := any(report["budget_limited"] for report in reports)) else []
     notes += ["a stage was reused from the cache"] if any(report.get("reused") for report in reports) else []
     notes += [f"seed {cell.seed} FAILED: {error}" for cell, error in failed]
     notes += [f"{waiting} cells not run"] if waiting else []
-    facts: dict[str, Any] = {"limited": limited, "seeds": f"{len(reports)} of {len(cells)}", "notes": "; ".join(notes)}
+    seeds = f"{len(reports)} of {len(cells)}"
+    facts: dict[str, Any] = {"label": "; ".join(labels), "limited": limited, "seeds": seeds, "notes": "; ".join(notes)}
     if reports:
         settings = reports[0]["settings"]
         facts |= {
@@ -214,6 +228,7 @@ def _facts(benchmark: Benchmark, model: str) -> dict[str, Any]:
             "epochs": "; ".join("+".join(str(n) for n in report["epochs"].values()) for report in reports),
             "train": float(np.mean([_seconds(report, False) for report in reports])),
             "test": float(np.mean([_seconds(report, True) for report in reports])),
+            "patience": patience(settings),
             "history": settings.get("MAX_ITEM_LIST_LENGTH"),
             "text": text_of(cells[0].model, settings),
         }
@@ -227,6 +242,12 @@ def parameters(report: Mapping[str, Any]) -> int:
     if per_domain:
         return sum(per_domain.values())
     return found["model"] + found["adapter"] * len(report["domains"])
+
+
+def patience(settings: Mapping[str, Any]) -> str:
+    """Epochs without a better validation score after which training ends; ``8``, or ``10 x 2`` for every second one."""
+    steps, every = settings.get("stopping_step"), settings.get("eval_step") or 1
+    return "-" if steps is None else f"{steps}" if every == 1 else f"{steps} x {every}"
 
 
 def _seconds(report: Mapping[str, Any], test: bool) -> float:

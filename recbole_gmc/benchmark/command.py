@@ -152,7 +152,7 @@ def listing(benchmark: Benchmark) -> str:
     width = max(12, *(len(cell.row) for cell in benchmark.cells))
     for cell in benchmark.cells:
         note, state = cells.note_of(cell), cells.status(cell)
-        time = f" in {cells.in_words(note['seconds'])}" if state == cells.DONE else ""
+        time = f" in {cells.in_words(note.get('seconds', 0.0))}" if state == cells.DONE else ""
         error = f": {note.get('error')}" if state == cells.FAILED else ""
         lines.append(f"  {cell.row:<{width}} seed {cell.seed}  {state}{time}{error}")
     return "\n".join(lines)

@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> str:
     """
     flags = _flags(arguments)
     names = [name for name in flags["compare"].split(",") if name]
-    if len(names) < 2:
+    if len(set(names)) < max(2, len(names)):
         raise SettingError(f"{flags['compare']!r} names no two", "--compare", "Write --compare=GMC,SASRec")
     output = flags.get("output") or (f"runs/benchmark-{flags['dataset']}" if "dataset" in flags else "")
     on, raw = flags.get("on", "valid"), Path(flags["unseen"]) if "unseen" in flags else None

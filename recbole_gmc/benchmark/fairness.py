@@ -5,13 +5,13 @@ Nothing of the package's data reading, splitting, ranking or metrics is imported
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from recbole_gmc.errors import DataError
 from recbole_gmc.evaluate.raw import TESTED, RawData
 
 TOLERANCE = 1e-6
+HEAD = ("domain", "user_id", "target_item", "rank")
+SHOWN = ("label", "budget_limited", "parameters", "epochs", "seconds", "settings")  # of result.json, in a table
 MEND = "Remove this cell's folder and run the benchmark again"
 
 
@@ -79,29 +81,38 @@ class Lists:
     target_hash: str
 
 
-def read_lists(folder: Path, truth: Truth) -> Lists:
+def read_lists(folder: Path, truth: Truth, facts: Mapping[str, Any], metrics: Sequence[str]) -> Lists:
     """Reads a cell's topk.tsv and holds every line against the truth, and result.json against both.
 
+    Args:
+        facts: what result.json must say of the cell, such as its model and seed.
+        metrics: that it must hold.
+
     Raises:
-        DataError: a user, target, candidate, rank or metric that is not what it must be, with file:line.
+        DataError: a user, target, candidate, score, rank, metric or fact that is not what it must be, with file:line.
     """
     path = folder / "topk.tsv"
     if not path.is_file():
         raise DataError("the lists are missing", str(path), MEND)
     found: dict[tuple[str, str], str] = {}
     rank: dict[tuple[str, str], int] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        width = (len(next(lines, ())) - 4) // 2
-        for number, line in enumerate(lines, 2):
-            if problem := _problem(line, width, truth, tuple(line[:2]) in found):
-                raise DataError(problem, f"{path}:{number}", MEND)
-            key = line[0], line[1]
-            found[key], rank[key] = line[2], int(line[3])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise DataError(f"cannot be read ({error})", str(path), MEND) from error
+    head, *lines = (line.split("\t") for line in text.removesuffix("\n").split("\n"))
+    width = (len(head) - 4) // 2
+    if head != [*HEAD, *(f"{what}_{place}" for place in range(1, width + 1) for what in ("item", "score"))]:
+        raise DataError("not the header of a top-k table", f"{path}:1", MEND)
+    for number, line in enumerate(lines, 2):
+        if problem := _problem(line, width, truth, tuple(line[:2]) in found):
+            raise DataError(problem, f"{path}:{number}", MEND)
+        key = line[0], line[1]
+        found[key], rank[key] = line[2], int(line[3])
     if missing := truth.targets.keys() - found.keys():
         raise DataError(f"{len(missing)} test users are not in it, such as {min(missing)}", str(path), MEND)
     lists = Lists(np.array([rank[key] for key in sorted(rank)], np.int64), hash_of_targets(found))
-    _hold_result(folder / "result.json", lists, truth)
+    _hold_result(folder / "result.json", lists, truth, facts, metrics)
     return lists
 
 
@@ -113,31 +124,48 @@ def _problem(line: list[str], width: int, truth: Truth, again: bool) -> str | No
         return f"user {user!r} of {domain} is no test user" if not again else f"user {user!r} is there twice"
     if truth.targets[domain, user] != target:
         return f"the target is {target!r}, but the last interaction of {user!r} is {truth.targets[domain, user]!r}"
-    items = [item for item, score in zip(line[4::2], line[5::2], strict=True) if (item, score) != ("-1", "")]
+    pairs = [pair for pair in zip(line[4::2], line[5::2], strict=True) if pair != ("-1", "")]
+    items = [item for item, _ in pairs]
+    if not _descending([score for _, score in pairs]):
+        return "the scores are not numbers, or they rise"
     if len(set(items)) != len(items) or not truth.candidates[domain].issuperset(items):
         return "the list holds an item twice, or one that is no candidate of the domain"
     place = items.index(target) if target in items else -1
     return None if rank == str(place) else f"rank {rank}, but the target's place is {place}"
 
 
-def _hold_result(path: Path, lists: Lists, truth: Truth) -> None:
+def _descending(scores: list[str]) -> bool:
+    try:
+        values = np.array(scores, np.float64)
+    except ValueError:
+        return False
+    return bool(np.isfinite(values).all() and (np.diff(values) <= 0).all())
+
+
+def _hold_result(path: Path, lists: Lists, truth: Truth, facts: Mapping[str, Any], metrics: Sequence[str]) -> None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        _ = report["hashes"]["candidates"], report["average"], [report["domains"][name] for name in truth.candidates]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _hold(path, report, lists, truth, metrics)
+        for name, value in facts.items():
+            if report[name] != value:
+                raise DataError(f"{name} is {report[name]!r}, not {value!r}", str(path), MEND)
+        _ = [report[name] for name in SHOWN]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"no readable result ({error!r})", str(path), MEND) from error
+
+
+def _hold(path: Path, report: Any, lists: Lists, truth: Truth, metrics: Sequence[str]) -> None:
     if report["hashes"]["candidates"] != truth.candidate_hash:
         raise DataError("other candidates than the items with an interaction were ranked", str(path), MEND)
     parts = {"average": (report["average"], np.ones(len(lists.rank), bool))}
     owner = np.array([domain for domain, _ in sorted(truth.targets)])
     parts |= {domain: (report["domains"][domain], owner == domain) for domain in truth.candidates}
-    for name, (metrics, mine) in parts.items():
-        for metric, value in metrics.items():
+    for name, (values, mine) in parts.items():
+        for metric in metrics if mine.any() else ():
             kind, _, k = metric.partition("@")
-            if kind in ("recall", "ndcg") and mine.any():
-                own = measure(lists.rank, kind, int(k))[mine].mean()
-                if not math.isclose(own, value, abs_tol=TOLERANCE):
-                    raise DataError(f"{name}: {metric} {value:.6f}, but its lists give {own:.6f}", str(path), MEND)
+            own = measure(lists.rank, kind, int(k))[mine].mean()
+            if not math.isclose(own, values[metric], abs_tol=TOLERANCE):
+                raise DataError(f"{name}: {metric} {values[metric]:.6f}, but its lists give {own:.6f}", str(path), MEND)
 
 
 def measure(rank: np.ndarray, kind: str, k: int) -> np.ndarray:

@@ -52,13 +52,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All cells, the data that they share, and where everything goes."""
+    """All cells, the data that they share, and where everything goes.
+
+    Attributes:
+        embeddings: domain -> file of the ready text embeddings; empty where there are none.
+    """
 
     models: tuple[str, ...]
     dataset: str
     domains: tuple[str, ...]
     data_path: Path
     raw: RawData
+    embeddings: Mapping[str, Path]
     topk: tuple[int, ...]
     output: Path
     cells: tuple[Cell, ...]
@@ -121,7 +126,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     flags = dict(flags)
     files = flags.pop("config_files", "").split()
     in_files, given = lookup.read_files(files), values.parse_all(flags)
-    models = tuple(name for name in own.get("models", "").split(",") if name)
+    models = tuple(name.strip() for name in own.get("models", "").split(",") if name.strip())
     dataset = flags.pop("dataset", None) or in_files.get("dataset")
     for name, value in (("models", models), ("dataset", dataset)):
         if not value:
@@ -164,7 +169,8 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         domains=tuple(domains),
         data_path=data_path,
         raw=RawData.of(data),
-        topk=tuple(sorted(data.get("topk") or (5, 10))),
+        embeddings=_embeddings(data, domains),
+        topk=_lengths(data.get("topk") or (5, 10)),
         output=output,
         cells=tuple(sorted(cells, key=lambda cell: cell.seed)),  # every model once, before any a second time
     )
@@ -180,7 +186,31 @@ def _without_domains(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in ("domains", "seed")}
 
 
-SAME = ("domains", "data_path", "topk", "user_inter_num_interval", "item_inter_num_interval", "MAX_ITEM_LIST_LENGTH")
+def _lengths(given: Any) -> tuple[int, ...]:
+    """The setting ``topk``, which may be one number."""
+    found = given if isinstance(given, (list, tuple)) else [given]
+    if not all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in found):
+        raise SettingError(f"{given!r} are no lengths of lists", "topk", "Write topk: [5, 10]")
+    return tuple(sorted(found))
+
+
+def _embeddings(settings: Mapping[str, Any], domains: Sequence[str]) -> dict[str, Path]:
+    """Raises ``DataError`` for a file of ready embeddings that is not there."""
+    given = settings.get("text_embedding_path")
+    found = {}
+    for domain, file in given.items() if isinstance(given, Mapping) else ():  # what else it may be, each run says
+        if domain in domains:
+            found[domain] = Path(str(file)).expanduser()
+            if not found[domain].is_file():
+                raise DataError(f"no file {str(file)!r} for {domain}", "text_embedding_path", "Name the .npy file")
+    return found
+
+
+SAME = (
+    *("domains", "data_path", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "seed"),
+    *("user_inter_num_interval", "item_inter_num_interval", "MAX_ITEM_LIST_LENGTH", "max_prefixes", "missing_text"),
+    *("text_fields", "text_encoder", "text_embedding_path", "topk", "valid_metric", "repeatable"),
+)
 
 
 def refuse_unlike(model: str, settings: Mapping[str, Any], common: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from recbole_gmc import keys
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.data.atomic import hash_domains
 from recbole_gmc.errors import CheckpointError, SettingError
-from recbole_gmc.files import locked, read_json, write_json
+from recbole_gmc.files import hash_file, locked, read_json, write_json
 from recbole_gmc.flags import flags_of
 from recbole_gmc.running import planning, progress
 
@@ -63,8 +63,13 @@ def refuse_bad(benchmark: Benchmark) -> None:
 
     Raises:
         SettingError: a setting that a cell would refuse, with the model.
+        DataError: a file that every cell would refuse.
     """
+    from recbole_gmc.running.each_domain import refuse_bad_files  # imports every stage
+
     left = [cell for cell in benchmark.cells if status(cell) != DONE]
+    if left:
+        refuse_bad_files(benchmark.data_path, benchmark.domains, {"USER_ID_FIELD": benchmark.raw.columns[0]})
     for cell in {cell.row: cell for cell in left}.values():  # its seeds differ in nothing that is checked
         flags = flags_of(cell.arguments)
         model, dataset, files = flags.pop("model"), flags.pop("dataset"), flags.pop("config_files", "").split()
@@ -95,12 +100,14 @@ def _made(cell: Cell, domain: str, data: Mapping[str, str]) -> bool:
     report, there = read_json(cell.folder / "result.json"), note_of(cell).get("data", {})
     if domain not in report["domains"] or domain in (report["settings"].get(keys.FINISHED) or {}):
         return False
-    return all(there.get(name) == data.get(name) for name in (f"{domain}.inter", f"{domain}.item"))
+    names = [f"{domain}.{kind}" for kind in ("inter", "item", "embeddings")]
+    return all(there.get(name) == data.get(name) for name in names)
 
 
 def data_hashes(benchmark: Benchmark) -> dict[str, str]:
-    """SHA-256 of every domain's files."""
-    return hash_domains(benchmark.data_path, benchmark.domains)
+    """SHA-256 of every domain's files, ready embeddings included."""
+    ready = {f"{domain}.embeddings": hash_file(file) for domain, file in benchmark.embeddings.items()}
+    return {**hash_domains(benchmark.data_path, benchmark.domains), **ready}
 
 
 def run_all(benchmark: Benchmark) -> None:
@@ -184,14 +191,16 @@ def _process(cell: Cell, arguments: Sequence[str], lock: IO) -> int:
 
 @contextlib.contextmanager
 def _children_end_with_us() -> Iterator[None]:
-    def end(*_: Any) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, end) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _last_line(log: Path, code: int) -> str:
@@ -207,7 +216,7 @@ def estimate(cells: Sequence[Cell], left: Sequence[Cell]) -> str:
     spent: dict[str, list[float]] = {}
     for cell in cells:
         if status(cell) == DONE:
-            spent.setdefault(cell.row, []).append(note_of(cell)["seconds"])
+            spent.setdefault(cell.row, []).append(note_of(cell).get("seconds", 0.0))
     if not left or not spent:
         return ""
     usual = mean(seconds for found in spent.values() for seconds in found)

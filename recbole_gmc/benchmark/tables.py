@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from recbole_gmc.benchmark.board import ALPHA, Board, Row
 
 BEST, SECOND = "best", "second"
-COSTS = ("seeds", "parameters", "epochs", "train s", "test s", "history", "text", "notes")
+COSTS = ("seeds", "parameters", "epochs", "patience", "train s", "test s", "history", "text", "notes")
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,24 @@ def tables(board: Board) -> list[Table]:
     """One a domain, the user-weighted average, and what the models took."""
     found = []
     for part in board.parts:
-        rows = [(Field(row.model + (" (budget-limited)" if row.limited else "")), *_scores(board, row, part))
-                for row in board.rows]  # fmt: skip
+        rows = [(Field(_name(board, row)), *_scores(board, row, part)) for row in board.rows]
         if any(row.model != board.reference and not row.variant for row in board.rows):
-            rows.append((Field(f"{board.reference}'s gain on the strongest other"), *_gains(board, part)))
+            rows.append((Field(f"{board.reference}'s gain on the strongest baseline"), *_gains(board, part)))
         title = f"{part}, {board.users[part]:,} users" + (", user-weighted" if part == "average" else "")
         found.append(Table(title, ("model", *map(short, board.metrics)), tuple(rows)))
     found.append(Table("What the models took", ("model", *COSTS), tuple(_costs(row) for row in board.rows)))
     return found
+
+
+def _labels(board: Board) -> list[str]:
+    """What settings other than the published ones are called, in the order of the rows."""
+    return list(dict.fromkeys(label for row in board.rows if (label := row.facts.get("label"))))
+
+
+def _name(board: Board, row: Row) -> str:
+    label = row.facts.get("label")
+    mark = f" [{_labels(board).index(label) + 1}]" if label else ""
+    return row.model + mark + (" (budget-limited)" if row.limited else "")
 
 
 def short(metric: str) -> str:
@@ -95,6 +105,7 @@ def legend(board: Board) -> list[str]:
         f"The same for all models, checked against the raw files: test targets {board.hashes['targets'][:12]}, "
         f"candidates {board.hashes['candidates'][:12]}. Training seconds are wall-clock, all stages; parameters are "
         f"all that serve all domains.",
+        *(f"[{number}] {label}." for number, label in enumerate(_labels(board), 1)),
         *(variants if any(row.variant for row in board.rows) else ()),
     ]
 
@@ -137,7 +148,8 @@ def as_markdown(found: Sequence[Table], notes: str) -> str:
     return "\n".join([*lines, notes]) + "\n"
 
 
-_ESCAPES = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "±": r"$\pm$", "~": r"\textasciitilde{}"}
+_ESCAPES = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "±": r"$\pm$"}
+_ESCAPES |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
 def latex(board: Board) -> str:
@@ -167,7 +179,7 @@ def as_csv(board: Board) -> str:
     """One line a model, part and metric, unrounded; ``p`` against the reference is Holm-adjusted."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    facts = ("parameters", "epochs", "train", "test", "history", "text", "notes")
+    facts = ("parameters", "epochs", "patience", "train", "test", "history", "text", "notes")
     names = ["model", "part", "metric", "mean", "std", "seeds", "values", "place", "p", "change", "budget_limited"]
     writer.writerow([*names, *(f"{name}_seconds" if name in ("train", "test") else name for name in facts)])
     for row in board.rows:

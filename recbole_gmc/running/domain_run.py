@@ -92,7 +92,7 @@ def save(
         "validation": {"metrics": {domain: dict(run.valid) for domain, run in runs.items()}},
         "parameters": {"model": {domain: run.parameters for domain, run in runs.items()}, "adapter": 0},
         "seconds": {f"{what}:{domain}": s for domain, run in runs.items() for what, s in run.seconds.items()},
-        "epochs": {domain: run.epochs for domain, run in runs.items()},
+        "epochs": _epochs(runs),
         "hashes": results.hashes(table),
         "versions": results.versions(),
         "settings": dict(settings),
@@ -107,6 +107,16 @@ def save(
             union(watched).write(folder / VALID_LISTS)
         write_json(folder / "result.json", report)
     return report
+
+
+def _epochs(runs: Mapping[str, DomainRun]) -> dict[str, int]:
+    """Of each domain, and of the stage before it where there is one."""
+    found: dict[str, int] = {}
+    for domain, run in runs.items():
+        if before := run.facts.get("pretrain_epochs"):
+            found[f"pretrain:{domain}"] = before
+        found[domain] = run.epochs
+    return found
 
 
 def _plain(run: DomainRun, domain: str) -> list[str]:

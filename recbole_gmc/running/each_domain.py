@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from recbole_gmc import launch, logs, recbole_keys, registry, values
 from recbole_gmc.data.atomic import read_atomic
@@ -115,7 +117,7 @@ def _spent_in(plan: DomainPlan) -> float:
     return found.progress().record.cpu_seconds if found is not None else 0.0
 
 
-def refuse_bad_files(plan: Plan) -> None:
+def refuse_bad_files(root: Path, domains: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Reads every domain's interactions as GMC does, so that a bad file is refused by line, whatever the model.
 
     A domain whose users are all too short is refused, too, before the domains in front of it are trained.
@@ -123,11 +125,11 @@ def refuse_bad_files(plan: Plan) -> None:
     Raises:
         DataError: a file that ``AtomicFile`` refuses, or a domain without test users.
     """
-    usual = {**recbole_keys.defaults(None), **plan.settings}
-    for domain in plan.domains:
-        if domain == "ml-100k" and not (plan.data_path / domain).is_dir():
+    usual = {**recbole_keys.defaults(None), **settings}
+    for domain in domains:
+        if domain == "ml-100k" and not (root / domain).is_dir():
             continue  # RecBole carries that one itself
-        file = read_atomic(plan.data_path / domain / f"{domain}.inter", usual["field_separator"])
+        file = read_atomic(root / domain / f"{domain}.inter", usual["field_separator"])
         for name, kind in file.types.items():
             if kind == "float":
                 file.numbers(name)

@@ -45,6 +45,9 @@ def refuse_other_kinds(model: str, settings: Mapping[str, Any]) -> None:
     if kind not in (ModelType.GENERAL, ModelType.SEQUENTIAL, ModelType.TRADITIONAL) or model in WITH_ENTITIES:
         what = f"{model} needs labels or a knowledge graph, which the protocol of this command does not have"
         raise SettingError(what, "model", "Choose a general or sequential model, or call RecBole's run_recbole")
+    if model == "BERT4Rec" and settings["mask_ratio"] * settings["MAX_ITEM_LIST_LENGTH"] < 1:
+        what = f"{settings['mask_ratio']} of {settings['MAX_ITEM_LIST_LENGTH']} items is less than one masked item"
+        raise SettingError(what, "mask_ratio", "Raise it, or MAX_ITEM_LIST_LENGTH")
     loaded = (settings.get("load_col") or {}).get("item") or ()
     for key in ("selected_features", "item_attribute"):
         names = settings.get(key) or ()
