@@ -237,10 +237,9 @@ def test_every_key_is_known_and_explained(model):
     keys.refuse_unknown(read_yaml(file))
     for group in get_model(model).own_settings:
         assert keys_of(group).keys() <= read_yaml(file).keys()
-    for name, value in read_yaml(file).items():
+    for name in read_yaml(file):
         (line,) = [line for line in file.read_text().splitlines() if line.startswith(f"{name}:")]
         assert "  # " in line or name in ("metrics",), line
-        assert value == read_yaml(file)[name]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Trial:
         id: names its folder; made of the settings tried.
         settings: the point of the space.
         state: ``done``, ``stopped`` early by the search, or ``failed``.
-        score: the validation metric, unrounded; ``None`` for a failed one.
+        score: the validation metric, of RecBole's own models as RecBole rounds it; ``None`` for a failed one.
         valid: validation metrics, rounded, by domain.
         epochs: all stages and domains together.
         seconds: of training and validation.
