@@ -76,11 +76,15 @@ class MixedRecommender(ListRecommender):
         ranked = torch.full((len(history), wanted), -1, dtype=torch.int64)
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)
-        for users in torch.arange(len(history)).split(self._users_at_once(domain)):
+
+        def search_for(users: Tensor) -> None:
             query = self._query(domain, history[users.to(history.device)], length[users.to(length.device)])
             found = search.search(query, weight, wanted, exact)
             ranked[users] = torch.where(found.items >= 0, found.items + start, -1).cpu()
             scores[users], certified[users] = found.scores.cpu(), found.certified.cpu()
+
+        for users in torch.arange(len(history)).split(self._users_at_once(domain)):
+            self.each_part(users, search_for)
         return Ranking(ranked.numpy(), scores.numpy(), certified.numpy())
 
     @torch.inference_mode()

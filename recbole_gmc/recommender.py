@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -60,6 +60,22 @@ class ListRecommender(ABC):
             history: int64 [B, S], item rows, oldest first, -1 past ``length``.
             length: int64 [B].
         """
+
+    def each_part(self, users: Tensor, work: Callable[[Tensor], None]) -> None:
+        """``work`` on all ``users`` at once, or on each half of them where the device runs out of memory.
+
+        Raises:
+            torch.OutOfMemoryError: even one user is too much.
+        """
+        try:
+            work(users)
+            return
+        except torch.OutOfMemoryError:  # what it holds is free once this block is left
+            if len(users) == 1:
+                raise
+        torch.cuda.empty_cache()
+        for half in users.chunk(2):
+            self.each_part(half, work)
 
     def recommend(self, domain: str, history: Sequence[str], k: int = 10) -> list[tuple[str, float]]:
         """The k best next items after ``history`` (item tokens, oldest first), each with its score.
@@ -129,7 +145,8 @@ class Recommender(ListRecommender):
         scores = torch.full(ranked.shape, -torch.inf)
         certified = torch.zeros(len(history), dtype=torch.bool)
         history, length = history.cpu(), length.cpu()  # the lists are gathered on the CPU, by the same indices
-        for users in self._batches(search, length.clamp(max=self.max_items)):
+
+        def search_for(users: Tensor) -> None:
             tokens, mask = encode_histories(
                 self._codes,
                 history[users].to(self.device),
@@ -144,6 +161,9 @@ class Recommender(ListRecommender):
             ranked[users] = torch.where(found.items >= 0, found.items + start, -1).cpu()
             scores[users] = found.scores.float().cpu()
             certified[users] = found.certified.cpu()
+
+        for users in self._batches(search, length.clamp(max=self.max_items)):
+            self.each_part(users, search_for)
         return Ranking(ranked.numpy(), scores.numpy(), certified.numpy())
 
     def _batches(self, search: BeamSearch, length: Tensor) -> Iterator[Tensor]:

@@ -103,6 +103,33 @@ def test_users_decoded_at_once_are_limited_and_no_list_changes(given, most, monk
     assert (found.ranked == usual.ranked).all() and np.allclose(found.scores, usual.scores, atol=1e-5)
 
 
+def test_users_are_halved_where_memory_does_not_suffice(monkeypatch):
+    """Row 19 of the fault matrix."""
+    items = ItemIndex.of({"A": [f"i{n:02}" for n in range(30)]})
+    codes = torch.cartesian_prod(torch.arange(8), torch.arange(8))[torch.randperm(64)[:30]]
+    network = build_t5(read(T5Settings, NETWORK), Vocabulary(2, 8)).eval()
+    ids, decode = SemanticIds(items, codes.numpy(), 8), read(DecodeSettings, {"beam_size": 20})
+    one = Recommender(ids, network.config, {"A": network.state_dict()}, max_items=5, decode=decode)
+    asked = "A", torch.arange(55).view(11, 5) % 30, torch.full((11,), 5)
+    whole, seen, search = one.rank(*asked), [], BeamSearch.search
+
+    def scarce(self, tokens, mask, beam_size=None):
+        if len(tokens) > most:
+            raise torch.OutOfMemoryError("too large")
+        seen.append(len(tokens))
+        return search(self, tokens, mask, beam_size)
+
+    monkeypatch.setattr(BeamSearch, "search", scarce)
+    most = 3
+    found = one.rank(*asked)
+    assert sorted(seen) == [2, 3, 3, 3]
+    assert (found.ranked == whole.ranked).all() and np.allclose(found.scores, whole.scores, atol=1e-5)
+    assert (found.certified == whole.certified).all()
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        one.rank(*asked)
+
+
 def test_older_items_than_the_settings_say_are_dropped():
     """Row 32 of the fault matrix, by what recommends: histories of 5 and 3 items, of which 2 count."""
     items = ItemIndex.of({"A": [f"i{n:02}" for n in range(30)]})

@@ -174,6 +174,32 @@ def test_a_gradient_that_is_no_number_leaves_the_last_good_checkpoint(root):
     assert all(tensor.isfinite().all() for tensor in tensors)
 
 
+def test_chunks_are_halved_where_memory_does_not_suffice(root, monkeypatch):
+    """Row 19 of the fault matrix: the same gradient, although the first chunks of a batch had gone well."""
+    made = prepared(root, "scarce", dropout_rate=0.0, chunk_tokens=2048)
+    made.trainer._prepare(made.train._dataset, SequenceRows.of(made.train._dataset), None, False)
+    rows, model, whole = SequenceRows.of(made.train._dataset), made.model.eval(), made.model.backward
+    loss = made.trainer.backward(rows)
+    wanted = {name: parameter.grad.clone() for name, parameter in model.network.named_parameters()}
+
+    def scarce(rows, dtype, chunk_tokens):
+        loss = whole(rows, dtype, chunk_tokens)
+        if chunk_tokens > most:
+            raise torch.OutOfMemoryError("too large")
+        return loss
+
+    monkeypatch.setattr(model, "backward", scarce)
+    most = 700
+    model.zero_grad()
+    assert made.trainer.backward(rows).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert made.trainer.settings.chunk_tokens == 512
+    for name, parameter in model.network.named_parameters():
+        assert torch.allclose(parameter.grad, wanted[name], atol=1e-6), name
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        made.trainer.backward(rows)
+
+
 def test_a_second_process_in_the_same_folder_is_refused(root):
     """Row 20 of the fault matrix."""
     made = prepared(root, "alone", epochs=1, lora=False)

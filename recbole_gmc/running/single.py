@@ -32,8 +32,9 @@ PRETRAINED = ("S3Rec",)  # models of RecBole whose training has two stages
 class FittedDomain:
     """One of RecBole's models, trained on one domain by RecBole's own steps and not tested yet.
 
-    ``watched`` and ``test`` are the loaders of both. ``score`` is the validation metric's, as RecBole rounds it; ``users`` counts
-    those who decided it. ``first`` is what a stage of pre-training left, ``limited`` that the budget ended training.
+    ``watched`` and ``test`` are the loaders of both. ``score`` is the validation metric's, as RecBole rounds it, and
+    ``users`` counts those who decided it. ``first`` is what a stage of pre-training left, ``limited`` that the budget
+    ended training.
     """
 
     config: Config

@@ -6,10 +6,8 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-import torch
 from recbole.utils import calculate_valid_score, set_color
 from texttable import Texttable
-from torch import Tensor
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.data.windows import Windows
@@ -62,10 +60,6 @@ class GMCPlusTrainer(GMCTrainer):
             return super().rank_watched(rows, show_progress)
         finally:
             self.model.decode = final
-
-    def backward(self, rows: Windows) -> Tensor:
-        dtype = torch.bfloat16 if self.bf16 else torch.float32
-        return self.model.backward(rows, dtype, self.settings.chunk_tokens)
 
     def _write_results(self, table: TopKTable, result: Result, rows: SequenceRows) -> None:
         """Beside the chosen mix the results have the rankings by the codes alone and by the dense head alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +30,8 @@ from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.stages import StageTrainer
 from recbole_gmc.train.state import Progress
 from recbole_gmc.train.unified_cache import Unified
+
+LEAST_CHUNK = 256  # tokens: about three long histories
 
 
 class GMCTrainer(StageTrainer):
@@ -209,9 +212,28 @@ class GMCTrainer(StageTrainer):
         return list(self.model.adapters.train_parameters(self.stage.domain))
 
     def backward(self, rows: SequenceRows) -> Tensor:
-        """Adds the gradient of the mean loss of an i.i.d. batch."""
+        """Adds the gradient of the mean loss of an i.i.d. batch.
+
+        Once the device has run out of memory, in smaller chunks: same batch, same gradient.
+
+        Raises:
+            torch.OutOfMemoryError: even the smallest chunks are too large.
+        """
+        while (loss := self._gradient_in_chunks(rows)) is None:
+            self.model.zero_grad(set_to_none=True)  # of the chunks that went well
+            torch.cuda.empty_cache()
+            self.settings = replace(self.settings, chunk_tokens=self.settings.chunk_tokens // 2)
+            self.logger.warning(f"Out of memory: from here on chunks of {self.settings.chunk_tokens:,} tokens")
+        return loss
+
+    def _gradient_in_chunks(self, rows: SequenceRows) -> Tensor | None:
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        return self.model.backward(rows, dtype, self.settings.chunk_tokens)
+        try:
+            return self.model.backward(rows, dtype, self.settings.chunk_tokens)
+        except torch.OutOfMemoryError:  # what it holds is free once this block is left
+            if self.settings.chunk_tokens <= LEAST_CHUNK:
+                raise
+        return None
 
     # ---- weights and files ---------------------------------------------------------------------------------------
 
