@@ -86,9 +86,9 @@ def test_users_decoded_at_once_are_limited_and_no_list_changes(given, most, monk
     network = build_t5(read(T5Settings, {**NETWORK, "d_ff": 8192}), Vocabulary(2, 8)).eval()
     seen, search = [], BeamSearch.search
 
-    def counted(self, tokens, mask, beam_size=None):
+    def counted(self, tokens, mask):
         seen.append(len(tokens))
-        return search(self, tokens, mask, beam_size)
+        return search(self, tokens, mask)
 
     def ranked(**keys):
         decode = read(DecodeSettings, {"beam_size": 20, **keys})
@@ -113,11 +113,11 @@ def test_users_are_halved_where_memory_does_not_suffice(monkeypatch):
     asked = "A", torch.arange(55).view(11, 5) % 30, torch.full((11,), 5)
     whole, seen, search = one.rank(*asked), [], BeamSearch.search
 
-    def scarce(self, tokens, mask, beam_size=None):
+    def scarce(self, tokens, mask):
         if len(tokens) > most:
             raise torch.OutOfMemoryError("too large")
         seen.append(len(tokens))
-        return search(self, tokens, mask, beam_size)
+        return search(self, tokens, mask)
 
     monkeypatch.setattr(BeamSearch, "search", scarce)
     most = 3

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from recbole_gmc import cli
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.model.forward import PackedT5
-from recbole_gmc.speed import epoch, large, train
+from recbole_gmc.speed import epoch, large, memory, train
 from recbole_gmc.speed.command import run
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, Stopwatch
 
@@ -30,7 +30,7 @@ def report(tmp_path_factory):
         assert cli.main(["speed", "trie,train", "decode", "--tiny", "--rounds=2", "--output=out/here"]) == 0
     assert [place.name for place in folder.iterdir()] == ["out"]  # nothing else is written
     found = json.loads((folder / "out/here/speed.json").read_text())
-    return {**found, "here": large.memory()[0]} if held.all() else {}
+    return {**found, "here": memory.resident()[0]} if held.all() else {}
 
 
 def named(report, key):

@@ -132,23 +132,20 @@ class BeamSearch:
         self.rounding = ROUNDING[self.network.products.precision]
 
     @torch.no_grad()
-    def search(self, input_ids: torch.Tensor, mask: torch.Tensor, beam_size: int | None = None) -> BeamResult:
+    def search(self, input_ids: torch.Tensor, mask: torch.Tensor) -> BeamResult:
         """Ranks the domain's items for histories int64 [B, S] (see ``encode_histories``).
 
         Args:
             mask: [B, S], 0 on padding.
-            beam_size: another K for this call.
 
         Raises:
             GMCError: the network's output is not a number.
         """
-        return self.trace(input_ids, mask, beam_size)[0]
+        return self.trace(input_ids, mask)[0]
 
-    def trace(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, beam_size: int | None = None, keep: bool = False
-    ) -> tuple[BeamResult, Trace]:
+    def trace(self, input_ids: torch.Tensor, mask: torch.Tensor, keep: bool = False) -> tuple[BeamResult, Trace]:
         """The search with what it leaves behind; with ``keep`` also what it cut off, from which another can go on."""
-        size, wanted = len(input_ids), beam_size or self.beam_size
+        size, wanted = len(input_ids), self.beam_size
         network, last, device = self.network, self.trie.levels - 1, self.network.device
         mask = mask.to(device) if bool((mask == 0).any()) else None
         memory = network.encode(input_ids.to(device), mask, room=1 + last * wanted)

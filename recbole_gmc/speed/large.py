@@ -1,23 +1,16 @@
-"""Synthetic catalogues of millions of items, and what is measured on them in a process of its own."""
+"""Synthetic catalogues of millions of items, and what is measured on them."""
 
 from __future__ import annotations
 
-import resource
-import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.speed.measure import clock
+from recbole_gmc.speed.memory import resident
 from recbole_gmc.tokenizer.assign import make_unique
 from recbole_gmc.tokenizer.encoding import Encoded, encode_all
 from recbole_gmc.tokenizer.fit import fit_rqvae
@@ -28,33 +21,6 @@ LEVELS, CODES = 4, 256
 DOMAIN = "synthetic"
 CENTRES, NOISES = 1024, 8192
 TRAINED_ITEMS = 131_072  # what an epoch of the tokenizer takes at most by default
-
-Found = TypeVar("Found")
-
-
-def in_child(work: Callable[..., Found], *arguments: Any) -> Found:
-    """``work(*arguments)`` in a fresh process, whose memory is nobody else's."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_with_threads, torch.get_num_threads(), work, arguments).result()
-
-
-def _with_threads(threads: int, work: Callable[..., Found], arguments: tuple[Any, ...]) -> Found:
-    torch.set_num_threads(threads)
-    return work(*arguments)
-
-
-def memory() -> tuple[int, int]:
-    """Bytes of this process in memory: now, and at most since it began.
-
-    Linux tells both by process; ``getrusage`` would count what the parent had when it made this process.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
-        return 1024 * int(lines["VmRSS"].split()[0]), 1024 * int(lines["VmHWM"].split()[0])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return most, most
-
 
 # ---- the tree --------------------------------------------------------------------------------------------------------
 
@@ -88,11 +54,11 @@ def build(items: int) -> Build:
     """Builds the tree of ``items`` items; to be run in a process of its own."""
     _ = Trie.build(distinct_codes(100), CODES)  # first calls load libraries
     codes = distinct_codes(items)
-    before, _ = memory()
+    before, _ = resident()
     begin = clock("cpu")
     trie = Trie.build(codes, CODES)
     seconds = clock("cpu") - begin
-    _, most = memory()
+    _, most = resident()
     return Build(items, len(trie.code), seconds, most - before, codes.nbytes, _leaves_are(trie, codes))
 
 
@@ -161,7 +127,7 @@ def tokenize_vectors(items: int, width: int, seed: int, settings: TokenizerSetti
     begin = clock("cpu")
     made = make_unique(_Numbered(items), found.codes, encoded, codebooks)
     repair_seconds = clock("cpu") - begin
-    _, most = memory()
+    _, most = resident()
     keys = np.sort(prefix_keys(made.codes))
     unique = bool((keys[1:] > keys[:-1]).all())
     return Tokenized(items, width, seconds, repair_seconds, most, found.collision_rate, unique)

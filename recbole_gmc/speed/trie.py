@@ -15,8 +15,9 @@ from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_p
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.products import choose
 from recbole_gmc.settings import T5Settings, TokenizerSettings
-from recbole_gmc.speed.large import CODES, LEVELS, build, distinct_codes, in_child, tokenize_vectors
+from recbole_gmc.speed.large import CODES, LEVELS, build, distinct_codes, tokenize_vectors
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, Stopwatch, clock
+from recbole_gmc.speed.memory import in_child
 
 ITEMS = (1_000_000, 10_000_000)
 FEW = 25_000

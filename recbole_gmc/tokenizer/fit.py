@@ -124,7 +124,7 @@ class _Training:
 
     def run(self, enough: Callable[[dict], bool] | None = None) -> Learned:
         settings, best, best_epoch, waited = self.settings, None, 0, 0
-        state = copy.deepcopy(self.model.state_dict())
+        state: dict[str, Tensor] = {}  # the best one; the last epoch is always looked at
         recent, earlier = deque(maxlen=settings.versions - 1), []  # states that were looked at; those before the best
         bar = tqdm(total=settings.warmup_epochs + settings.epochs, desc="Tokenizer", disable=not self.progress)
         for _ in range(settings.warmup_epochs):

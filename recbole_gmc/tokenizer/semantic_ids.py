@@ -12,7 +12,8 @@ from recbole_gmc.errors import CheckpointError, GMCError, TokenizerError
 from recbole_gmc.files import hash_of, new_folder, read_json, safe_name, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.tokenizer import index_file
-from recbole_gmc.tokenizer.assign import duplicate_rows, repair_codes
+from recbole_gmc.tokenizer.assign import repair_codes
+from recbole_gmc.tokenizer.prefixes import duplicate_rows
 
 FORMAT = "recbole_gmc.semantic_ids/1"
 MANIFEST = "manifest.json"
