@@ -120,6 +120,11 @@ def write_to(folder: Path) -> RunFile:
     return file
 
 
+def on_terminal() -> bool:
+    """Whether what is logged is shown, as it is once a run of RecBole's has begun."""
+    return any(type(handler) is logging.StreamHandler for handler in logging.getLogger().handlers)
+
+
 def init_logger(inner: Callable, config: Any) -> None:
     """RecBole's ``init_logger`` writes to ./log; the log of a run of ours goes to its folder.
 
@@ -133,7 +138,7 @@ def init_logger(inner: Callable, config: Any) -> None:
     level = LEVELS.get(str(config["state"]).lower(), logging.INFO)
     write_to(run_dir(config))
     root.setLevel(level)
-    if not any(type(handler) is logging.StreamHandler for handler in root.handlers):
+    if not on_terminal():
         terminal = logging.StreamHandler()
         terminal.setFormatter(
             colorlog.ColoredFormatter("%(log_color)s" + LINE, "%d %b %H:%M", log_colors=log_colors_config)

@@ -59,7 +59,10 @@ def resume(folder: str) -> Any:
         from recbole_gmc.running import each_domain  # imports every stage
 
         with only_program_name():
-            return each_domain.resume(Path(folder))
+            runs = each_domain.resume(Path(folder))
+        if not logs.on_terminal():  # nothing was left to run, so nothing began a log
+            print(_told(Path(folder)))
+        return runs
     from recbole_gmc.train.checkpoint import Checkpoint
     from recbole_gmc.train.resume import resume as go_on
 
@@ -84,6 +87,10 @@ def run_folder(settings: Mapping[str, Any], model: str, dataset: str) -> Path:
 
 def _show(folder: Path) -> None:
     """The run's table, after all that RecBole logs at the end."""
+    logs.TABLES.info(_told(folder))
+
+
+def _told(folder: Path) -> str:
     from recbole_gmc.evaluate import results
 
-    logs.TABLES.info(results.told(read_json(folder / "result.json"), folder))
+    return results.told(read_json(folder / "result.json"), folder)

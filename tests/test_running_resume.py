@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_help import tiny, write_both
+from run_help import python, tiny, write_both
 
 from recbole_gmc import cli, quick
 from recbole_gmc.benchmark import run as benchmark_run
@@ -78,6 +78,8 @@ def test_it_ends_as_one_that_never_stopped(tmp_path, model, monkeypatch, capsys)
         assert resumed[part] == whole[part], part
     for name in ("topk.tsv", "valid_topk.tsv"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    shown = python("-m", "recbole_gmc", f"--resume={folder}", cwd=tmp_path)
+    assert "average" in shown.stdout + shown.stderr, "also where nothing is left to do"
     spent = read_json(folder / progress.NOTE)["spent"]
     assert spent.keys() == {"Big", "Small"} and all(seconds > 0 for seconds in spent.values())
 
