@@ -25,7 +25,7 @@ from recbole_gmc.train.checkpoint import Checkpoint, Constant
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stages import StageTrainer
-from recbole_gmc.train.state import Progress, seed_of
+from recbole_gmc.train.state import Progress, seed_of, under
 
 FACTS = "inputs.json"
 FEATURES = "inputs.safetensors"
@@ -177,8 +177,8 @@ def _tensors(inputs: Inputs, items: ItemIndex) -> dict[str, Tensor]:
 
 def _inputs(found: Checkpoint) -> Inputs:
     tensors, domains = found.tensors(FEATURES), found.items.domains
-    own = {domains[int(position)]: part for position, part in _under(tensors, "domain.").items()}
-    return Inputs(tensors["items"], own, _under(tensors, "more."), found.json(FACTS))
+    own = {domains[int(position)]: part for position, part in under(tensors, "domain.").items()}
+    return Inputs(tensors["items"], own, under(tensors, "more."), found.json(FACTS))
 
 
 def put(found: Checkpoint, model: TransferModel) -> None:
@@ -202,10 +202,10 @@ def load(found: Checkpoint, device: torch.device | str = "cpu") -> DenseRecommen
     networks = {}
     with torch.random.fork_rng(devices=[]):
         pretrained = kind.network(found.config, inputs)
-        found.load_into(pretrained, _under(weights, "pretrained."))
+        found.load_into(pretrained, under(weights, "pretrained."))
         for position, domain in enumerate(items.domains):
             network, features = pretrained, inputs.items[items.rows(domain)]
-            if own := _under(weights, f"tuned.{position}."):
+            if own := under(weights, f"tuned.{position}."):
                 features = inputs.of_domain(domain, items)
                 network = kind.network_of_domain(found.config, pretrained, features)
                 found.load_into(network, own)
@@ -213,6 +213,3 @@ def load(found: Checkpoint, device: torch.device | str = "cpu") -> DenseRecommen
     decode, max_items = read(DecodeSettings, found.config), found.config["MAX_ITEM_LIST_LENGTH"]
     return DenseRecommender(items, networks, max_items=max_items, decode=decode)
 
-
-def _under(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}

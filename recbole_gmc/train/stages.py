@@ -13,14 +13,12 @@ import torch
 from recbole.config import Config
 from recbole.utils import calculate_valid_score, dict2str, set_color
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.errors import RunError
 from recbole_gmc.places import alone_in, run_dir
-from recbole_gmc.train import run_files, state
+from recbole_gmc.train import run_files, state, step
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
@@ -244,24 +242,10 @@ class StageTrainer(RankingTrainer):
         return mean
 
     def _update(self, loss: Tensor, when: str) -> None:
-        """One step of the optimiser with the gradients that are there.
-
-        Raises:
-            RunError: the loss or a gradient is not a number; no weight has changed then.
-        """
-        if self.clip_grad_norm:
-            norm = clip_grad_norm_(self._trained(), **self.clip_grad_norm)
-        else:
-            norm = get_total_norm([weight.grad for weight in self._trained() if weight.grad is not None])
-        if not torch.isfinite(loss + norm):
-            what = "loss" if not torch.isfinite(loss) else "gradient's norm"
-            value = loss.item() if what == "loss" else norm.item()
-            raise RunError(
-                f"the training {what} is {value} in stage {self.stage.name}, {when}, seed {self.config['seed']}",
-                mend=f"Lower the learning rate; the last good checkpoint is {self.saved_model_file}",
-            )
-        self.optimizer.step()
-        self.scheduler.step()
+        """One step of the optimiser; ``loss`` is what its gradients are of."""
+        when = f"stage {self.stage.name}, {when}, seed {self.config['seed']}"
+        mend = f"Lower the learning rate; the last good checkpoint is {self.saved_model_file}"
+        step.update(self._trained(), self.optimizer, self.scheduler, self.clip_grad_norm, loss, when, mend)
 
     def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
         result = self._metrics(self.rank_watched(valid_data, show_progress))

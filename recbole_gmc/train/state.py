@@ -104,7 +104,7 @@ class Progress:
         """The stage that was under way."""
         if self.facts["stage"] is None:
             return None
-        parts = {part: _under(self.tensors, f"{part}.") for part in TENSORS}
+        parts = {part: under(self.tensors, f"{part}.") for part in TENSORS}
         return StageState(**{name: self.facts[name] for name in FACTS}, **parts)
 
 
@@ -154,5 +154,6 @@ def finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
