@@ -16,7 +16,7 @@ from recbole_gmc.places import alone_in
 from recbole_gmc.running import domain_run, finished, single
 from recbole_gmc.running.domain_run import DomainRun
 from recbole_gmc.running.planning import SEED, DomainPlan, Plan
-from recbole_gmc.running.progress import Progress
+from recbole_gmc.running.progress import DomainsProgress
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import resume as train_resume
 from recbole_gmc.train.budget import Budget
@@ -34,9 +34,9 @@ def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
     """
     plan.refuse_bad(folder)
     if len(plan.domains) == 1:
-        return _run(Progress(plan, folder))
+        return _run(DomainsProgress(plan, folder))
     with alone_in(folder):
-        return _run(Progress(plan, folder))
+        return _run(DomainsProgress(plan, folder))
 
 
 def resume(folder: Path) -> dict[str, DomainRun]:
@@ -47,10 +47,10 @@ def resume(folder: Path) -> dict[str, DomainRun]:
         RunError: another process is at work in the folder.
     """
     with alone_in(folder):
-        return _run(Progress.read(folder))
+        return _run(DomainsProgress.read(folder))
 
 
-def _run(progress: Progress) -> dict[str, DomainRun]:
+def _run(progress: DomainsProgress) -> dict[str, DomainRun]:
     plan, folder, spent = progress.plan, progress.folder, progress.spent
     done, runs = finished.folders(plan.settings), {}
     budget = Budget(read(TrainSettings, plan.settings).budget_minutes, sum(spent.values()))

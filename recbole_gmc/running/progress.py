@@ -15,7 +15,7 @@ NOTE = "domains.json"  # in the run's folder
 
 
 @dataclass
-class Progress:
+class DomainsProgress:
     """A run in ``folder``, and the CPU seconds that each domain has taken so far."""
 
     plan: Plan
@@ -23,7 +23,7 @@ class Progress:
     spent: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> Progress:
+    def read(cls, folder: Path) -> DomainsProgress:
         """Of a run that was stopped.
 
         Raises:
