@@ -34,9 +34,9 @@ def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
     """
     plan.refuse_bad(folder)
     if len(plan.domains) == 1:
-        return _run(DomainsProgress(plan, folder))
+        return _run(DomainsProgress.begin(plan, folder))
     with alone_in(folder):
-        return _run(DomainsProgress(plan, folder))
+        return _run(DomainsProgress.begin(plan, folder))
 
 
 def resume(folder: Path) -> dict[str, DomainRun]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +17,16 @@ NOTE = "domains.json"  # in the run's folder
 
 @dataclass
 class DomainsProgress:
-    """A run in ``folder``, and the CPU seconds that each domain has taken so far."""
+    """A run in ``folder``: the hashes of its data when it began, and the CPU seconds that each domain has taken."""
 
     plan: Plan
     folder: Path
+    data: Mapping[str, str]
     spent: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, plan: Plan, folder: Path) -> DomainsProgress:
+        return cls(plan, folder, hash_domains(plan.data_path, plan.domains))
 
     @classmethod
     def read(cls, folder: Path) -> DomainsProgress:
@@ -36,11 +42,11 @@ class DomainsProgress:
             data, spent = dict(facts["data"]), dict(facts["spent"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError("the note on the run is damaged", str(note), "Start a new run") from error
-        for name, digest in _data(plan).items():
+        for name, digest in hash_domains(plan.data_path, plan.domains).items():
             if data.get(name) != digest:
                 mend = "Put the file back, or start a new run"
                 raise CheckpointError("the file has changed since the run began", name, mend)
-        return cls(plan, folder, spent)
+        return cls(plan, folder, data, spent)
 
     def write(self) -> None:
         """Leaves the note; a run of one domain needs none."""
@@ -51,7 +57,7 @@ class DomainsProgress:
             "model": self.plan.model,
             "dataset": self.plan.dataset,
             "settings": {name: value for name, value in settings.items() if value is not ...},
-            "data": _data(self.plan),
+            "data": dict(self.data),
             "spent": self.spent,
         }
         write_json(self.folder / NOTE, facts)
@@ -60,7 +66,3 @@ class DomainsProgress:
 def begun(folder: Path) -> bool:
     """Whether a run that takes its domains one at a time stands there, finished or not."""
     return (folder / NOTE).is_file()
-
-
-def _data(plan: Plan) -> dict[str, str]:
-    return hash_domains(plan.data_path, plan.domains)
