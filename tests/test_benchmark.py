@@ -89,6 +89,7 @@ def write_cell(cell: plan.Cell, benchmark: plan.Benchmark, places: list[int], **
     }
     (cell.folder / "result.json").write_text(json.dumps(report))
     note = {"status": "done", "signature": cell.signature, "data": run.data_hashes(benchmark), "seconds": 100.0}
+    note["settings"] = dict(cell.settings)
     cell.folder.with_suffix(".json").write_text(json.dumps(note))
 
 
@@ -260,11 +261,12 @@ def test_a_user_left_out_means_no_table(done):
 
 def test_changed_data_or_settings_are_refused(done, data):
     run.refuse_other(done)
-    with pytest.raises(SettingError, match="other settings"):
+    with pytest.raises(SettingError, match=r"other settings \(epochs: None, now 3\)"):
         run.refuse_other(plan_of(data, "--seeds=2", "--epochs=3"))
+    run.refuse_other(plan_of(data, "--seeds=2", "--log_tensorboard=False", f"--cache_dir={data / 'cache'}"))
     with (data / "data/A/A.inter").open("a") as file:
         file.write("u9\ta\t0\n")
-    with pytest.raises(SettingError, match="other data"):
+    with pytest.raises(SettingError, match=r"other data \(A.inter\)"):
         run.refuse_other(done)
 
 
@@ -320,10 +322,10 @@ def test_the_plan(data):
 
 def test_the_packaged_settings_of_a_table():
     file = lookup.read_files(["properties/benchmark/two_domains.yaml"])
-    models = set(file) - {"budget_minutes"}
+    models = set(file) - {"budget_minutes", "cpu_threads"}
     assert models <= {*registry.entries(), *registry.recbole_names()}
     settings = {model: sections.for_model(file, model) for model in (*models, "SASRec")}
-    assert settings["SASRec"] == {"budget_minutes": 90}
+    assert settings["SASRec"] == {"budget_minutes": 90, "cpu_threads": 1}
     assert settings["GMC"]["budget_minutes"] is None and settings["GMC"]["d_model"] == 128  # of the file it names
     assert [settings[model]["epochs"] for model in ("GMC", "TIGER")] == [100, 60]  # its own come on top
     short = sections.for_model(lookup.read_files(["properties/benchmark/ablations.yaml"]), "GMC")

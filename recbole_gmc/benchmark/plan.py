@@ -20,25 +20,40 @@ from recbole_gmc.settings import DataSettings, read
 OWN = ("models", "ablations", "domain_sets", "seeds", "output")
 DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
+# What decides no result: places, whose files are hashed, and what is shown while a cell runs.
+PLACES = ("data_path", "text_embedding_path", "cache_dir")
+SHOWN = ("show_progress", "log_tensorboard", "log_wandb", "wandb_project", "state")
+OF_DOMAINS = ("dataset", "domains", "of_domain")
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model with one seed; ``signature`` is of all that decides its result but the data and the code.
+    """One model with one seed.
 
     Attributes:
+        settings: all that decides its result but the data and the code.
         variant: the title of an ablation, or nothing.
-        recipe: as ``signature``, whatever the domains; nothing where one domain's result depends on the others.
+        alone: whether what it makes of a domain does not hang on which others there are.
     """
 
     model: str
     seed: int
     folder: Path
     arguments: tuple[str, ...]
-    signature: str
+    settings: Mapping[str, Any]
     variant: str = ""
-    recipe: str = ""
+    alone: bool = False
+
+    @property
+    def signature(self) -> str:
+        return hash_of(dict(self.settings))
+
+    @property
+    def recipe(self) -> str:
+        """As ``signature``, whatever the domains; nothing where these matter."""
+        rest = {name: value for name, value in self.settings.items() if name not in OF_DOMAINS}
+        return hash_of(rest) if self.alone else ""
 
     @property
     def name(self) -> str:
@@ -148,21 +163,22 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
     variants = ablations.chosen(own.get("ablations", ""), models)
     ablations.refuse_idle(variants, {**layer, **sections.for_model(in_files, ablations.MODEL), **given})
-    cells = []
+    cells: list[Cell] = []
     for model, variant in [*((name, None) for name in models), *((ablations.MODEL, one) for one in variants)]:
         changed = dict(variant.settings) if variant else {}
         mine = {**sections.for_model(in_files, model), **given, **changed}
         refuse_unlike(model, mine, data)
-        below = [sections.for_model(of_dataset, model), planning.columns_of(model, domains, data_path)]
+        settings = {**sections.for_model(of_dataset, model), **mine, "dataset": dataset, "domains": list(domains)}
+        settings = {name: value for name, value in settings.items() if name not in (*PLACES, *SHOWN)}
+        settings |= {"model": model, "of_domain": planning.columns_of(model, domains, data_path)}
+        alone = _goes_alone(model, {**layer, **mine})
         flagged = [f"--{key}={value}" for key, value in flags.items() if key not in ("seed", *changed)]
         flagged += [f"--{key}={value}" for key, value in changed.items()]
         for seed in _seeds(own.get("seeds", "1"), seed_of(common)):
             folder = output / f"{model}-{f'{variant.name}-' if variant else ''}{seed}"
             command = (f"--model={model}", *shared, *flagged, f"--seed={seed}", f"--run_dir={folder}")
-            signature = hash_of([model, seed, dataset, list(domains), below, {**mine, "seed": seed}])
-            alone = _goes_alone(model, {**layer, **mine})
-            recipe = hash_of([model, seed, [_without_domains(part) for part in (below[0], mine)]]) if alone else ""
-            cells.append(Cell(model, seed, folder, command, signature, variant.title if variant else "", recipe))
+            title = variant.title if variant else ""
+            cells.append(Cell(model, seed, folder, command, {**settings, "seed": seed}, title, alone))
     return Benchmark(
         models=models,
         dataset=dataset,
@@ -180,10 +196,6 @@ def _goes_alone(model: str, settings: Mapping[str, Any]) -> bool:
     """Whether the model is run once a domain, and what it makes of one does not hang on how many there are."""
     entry = registry.entry(model)
     return (entry is None or not entry.union) and settings.get("budget_minutes") is None
-
-
-def _without_domains(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in ("domains", "seed")}
 
 
 def _lengths(given: Any) -> tuple[int, ...]:

@@ -49,13 +49,26 @@ def refuse_other(benchmark: Benchmark) -> None:
     data = data_hashes(benchmark)
     for cell in benchmark.cells:
         note = note_of(cell)
-        for what, there, here in (
-            ("settings", note.get("signature"), cell.signature),
-            ("data", note.get("data"), data),
+        if status(cell) != DONE:
+            continue
+        for what, same, there, here in (
+            ("settings", note.get("signature") == cell.signature, note.get("settings"), cell.settings),
+            ("data", note.get("data") == data, note.get("data"), data),
         ):
-            if note and status(cell) == DONE and there != here:
+            if not same:
                 mend = "Name another --output, or remove this cell's folder and its .json"
-                raise SettingError(f"{cell.name} was run with other {what}", str(cell.folder), mend)
+                what = f"{cell.name} was run with other {what}{_difference(there or {}, here)}"
+                raise SettingError(what, str(cell.folder), mend)
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first name whose values differ, with both where they are short; nothing of an older note."""
+    for name in sorted(there.keys() | here.keys()) if there else ():
+        one, two = (json.loads(json.dumps(part.get(name))) for part in (there, here))
+        if one != two:
+            both = f": {one!r}, now {two!r}"
+            return f" ({name}{both if len(both) < 80 else ''})"
+    return ""
 
 
 def refuse_bad(benchmark: Benchmark) -> None:
@@ -139,6 +152,7 @@ def run_cell(cell: Cell, data: dict[str, str], known: Mapping[str, Any]) -> str:
             return "was run by another process meanwhile"
         spent, started = before.get("seconds", 0.0) if same else 0.0, perf_counter()
         note = {"status": WAITING, "signature": cell.signature, "data": data, "seconds": spent}
+        note["settings"] = dict(cell.settings)
         write_json(cell.folder.with_suffix(".json"), note)
         code = 1
         if same and _resumable(cell.folder):
