@@ -212,4 +212,3 @@ def load(found: Checkpoint, device: torch.device | str = "cpu") -> DenseRecommen
             networks[domain] = (network.to(device).eval(), features.to(device))
     decode, max_items = read(DecodeSettings, found.config), found.config["MAX_ITEM_LIST_LENGTH"]
     return DenseRecommender(items, networks, max_items=max_items, decode=decode)
-

@@ -47,7 +47,7 @@ class RawData:
         """User -> items of all interactions, oldest first; of equal times the later line is the later one.
 
         Raises:
-            OSError, ValueError: no such file, or one without these columns.
+            OSError, ValueError, IndexError: no such file, one without these columns, or a row that is too short.
         """
         histories: dict[str, list[tuple[float, int, str]]] = {}
         for line, (user, item, time) in enumerate(self._rows(root / domain / f"{domain}.inter")):

@@ -195,7 +195,7 @@ def read_domain(root: Path, domain: str, settings: Mapping[str, Any]) -> DomainD
     try:
         raw = RawData.of(settings)
         sequences = raw.sequences(root, domain)
-    except (OSError, ValueError, SettingError):
+    except (OSError, ValueError, IndexError, SettingError):
         return None
     try:
         file = root / domain / f"{domain}.item"
