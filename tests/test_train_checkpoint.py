@@ -28,7 +28,7 @@ from recbole_gmc.settings import LoraSettings, T5Settings
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 from recbole_gmc.train import checkpoint
 from recbole_gmc.train.checkpoint import Checkpoint
-from recbole_gmc.train.config_json import _plain
+from recbole_gmc.train.config_json import plain
 from recbole_gmc.train.state import Progress, RunRecord, StageState
 
 NETWORK = T5Settings(encoder_layers=1, decoder_layers=1, d_model=16, d_ff=16, heads=2, d_kv=8)
@@ -473,4 +473,4 @@ def test_a_run_folder_points_to_a_checkpoint_kept_elsewhere(tmp_path: Path) -> N
 
 
 def test_settings_that_are_paths_are_kept_as_text() -> None:
-    assert _plain({"Big": Path("a") / "b.npy"}) == {"Big": "a/b.npy"} and _plain([object()]) is ...
+    assert plain({"Big": Path("a") / "b.npy"}) == {"Big": "a/b.npy"} and plain([object()]) is ...

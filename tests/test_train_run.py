@@ -119,7 +119,7 @@ def test_nothing_is_written_elsewhere(runs):
     }
     assert {path.name for path in runs.cli.iterdir()} == {
         *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "residuals.safetensors", "checkpoint"),
-        *("run.log", "tensorboard"),
+        *("run.log", "tensorboard", ".lock"),
     }
 
 
