@@ -173,13 +173,7 @@ def _resumable(folder: Path) -> bool:
 
     if (folder / "result.json").is_file() or not folder.is_dir():
         return False
-    if progress.begun(folder):
-        return True
-    try:
-        Checkpoint(folder)
-    except CheckpointError:
-        return False
-    return True
+    return progress.begun(folder) or Checkpoint.found(folder) is not None
 
 
 def _process(cell: Cell, arguments: Sequence[str], lock: IO) -> int:

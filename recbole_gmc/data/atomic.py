@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_gmc.errors import DataError
+from recbole_gmc.errors import CheckpointError, DataError
 from recbole_gmc.files import hash_file
 
 TYPES = ("token", "float", "token_seq", "float_seq")
@@ -90,6 +90,18 @@ def hash_domains(root: Path, domains: Iterable[str]) -> dict[str, str]:
     """``<domain>.inter`` and ``<domain>.item`` -> SHA-256 of the file, where there is one."""
     files = {f"{domain}.{kind}": root / domain / f"{domain}.{kind}" for domain in domains for kind in ("inter", "item")}
     return {name: hash_file(file) for name, file in files.items() if file.is_file()}
+
+
+def refuse_changed(root: Path, domains: Iterable[str], before: Mapping[str, str]) -> None:
+    """Raises CheckpointError if a file of the data is not the one that a stopped run began with.
+
+    Args:
+        before: what ``hash_domains`` gave then.
+    """
+    for name, digest in hash_domains(root, domains).items():
+        if before.get(name) != digest:
+            mend = "Put the file back, or start a new run"
+            raise CheckpointError("the file has changed since the run began", name, mend)
 
 
 def _number(value: str) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 
 from recbole_gmc import launch, logs, recbole_keys, registry, values
 from recbole_gmc.data.atomic import read_atomic
-from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate.split import refuse_untested
 from recbole_gmc.places import alone_in
 from recbole_gmc.running import domain_run, finished, single
@@ -47,7 +46,11 @@ def resume(folder: Path) -> dict[str, DomainRun]:
         RunError: another process is at work in the folder.
     """
     with alone_in(folder):
-        return _run(DomainsProgress.read(folder))
+        progress = DomainsProgress.read(folder)
+        for domain in progress.plan.domains if progress.plan.ours else ():
+            if domain not in progress.spent:
+                progress.spent[domain] = _spent_in(progress.plan.of_domain(domain, folder))
+        return _run(progress)
 
 
 def _run(progress: DomainsProgress) -> dict[str, DomainRun]:
@@ -57,17 +60,15 @@ def _run(progress: DomainsProgress) -> dict[str, DomainRun]:
     progress.write()
     for left, domain in zip(range(len(plan.domains), 0, -1), plan.domains, strict=True):
         share, own, started = budget.share(left), plan.of_domain(domain, folder), budget.spent()
-        before = spent.get(domain, 0.0)
         if domain in done and plan.ours:
             runs[domain] = finished.of_ours(done[domain], domain)
         elif domain in done:
             runs[domain] = finished.of_recboles(done[domain], own)
         elif plan.ours:
-            before = before or _spent_in(own)
             runs[domain] = run_ours(own, share)
         else:
             runs[domain] = run_recboles(own, share, keep=len(plan.domains) > 1)
-        spent[domain] = before + budget.spent() - started
+        spent[domain] = spent.get(domain, 0.0) + budget.spent() - started
         progress.write()
     if plan.ours:
         logs.write_to(folder).begin()
@@ -84,7 +85,7 @@ def run_ours(plan: DomainPlan, budget: Budget) -> DomainRun:
         if budget.minutes is not None:
             own["budget_minutes"] = max(budget.minutes, LEAST_BUDGET)
         with logs.tables_later():
-            if _checkpoint(place) is not None:
+            if Checkpoint.found(place) is not None:
                 train_resume.resume(place)
             else:
                 shutil.rmtree(place, ignore_errors=True)  # of a run that was stopped before its first checkpoint
@@ -103,17 +104,9 @@ def run_recboles(plan: DomainPlan, budget: Budget, keep: bool) -> DomainRun:
     return finished.read_recboles(place, plan)  # also what was just saved: scores are rounded there
 
 
-def _checkpoint(place: Path) -> Checkpoint | None:
-    try:
-        return Checkpoint(place)
-    except CheckpointError:
-        return None
-
-
 def _spent_in(plan: DomainPlan) -> float:
     """CPU seconds of a domain's run that was stopped in the middle."""
-    place = Path(plan.settings["run_dir"])
-    found = None if (place / "result.json").is_file() else _checkpoint(place)
+    found = Checkpoint.found(plan.settings["run_dir"])
     return found.progress().record.cpu_seconds if found is not None else 0.0
 
 

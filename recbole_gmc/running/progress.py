@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recbole_gmc.data.atomic import hash_domains
+from recbole_gmc.data.atomic import hash_domains, refuse_changed
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.files import read_json, write_json
 from recbole_gmc.running.planning import Plan
@@ -42,10 +42,7 @@ class DomainsProgress:
             data, spent = dict(facts["data"]), dict(facts["spent"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError("the note on the run is damaged", str(note), "Start a new run") from error
-        for name, digest in hash_domains(plan.data_path, plan.domains).items():
-            if data.get(name) != digest:
-                mend = "Put the file back, or start a new run"
-                raise CheckpointError("the file has changed since the run began", name, mend)
+        refuse_changed(plan.data_path, plan.domains, data)
         return cls(plan, folder, data, spent)
 
     def write(self) -> None:

@@ -185,6 +185,14 @@ class Checkpoint:
         self.config: dict[str, Any] = self.json("config.json")
         self.items = self._items()
 
+    @classmethod
+    def found(cls, folder: str | Path) -> Checkpoint | None:
+        """The checkpoint there, or ``None`` where there is none that is whole."""
+        try:
+            return cls(folder)
+        except CheckpointError:
+            return None
+
     def _verify(self) -> None:
         try:
             manifest = read_json(self._place / MANIFEST)

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole.config import Config
 
-from recbole_gmc.data.atomic import hash_domains
+from recbole_gmc.data import atomic
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.evaluate import results
@@ -29,15 +29,12 @@ AGAIN = "The checkpoint is whole: free some space, then --resume tests again"
 
 def input_hashes(dataset: GMCDataset) -> dict[str, str]:
     """``<domain>.inter`` and ``<domain>.item`` -> SHA-256 of the file."""
-    return hash_domains(Path(dataset.dataset_path).parent, dataset.domains)
+    return atomic.hash_domains(Path(dataset.dataset_path).parent, dataset.domains)
 
 
 def refuse_changed(dataset: GMCDataset, before: Mapping[str, str]) -> None:
     """Raises CheckpointError if a file of the data is not the one that a resumed run began with."""
-    for name, digest in input_hashes(dataset).items():
-        if before.get(name) != digest:
-            mend = "Put the file back, or start a new run"
-            raise CheckpointError("the file has changed since the run began", name, mend)
+    atomic.refuse_changed(Path(dataset.dataset_path).parent, dataset.domains, before)
 
 
 def write_residuals(folder: Path, found: residuals.Residuals) -> None:

@@ -211,7 +211,7 @@ class StageTrainer(RankingTrainer):
         under_way = self._pending.stage if self._pending is not None else None
         if under_way is not None and under_way.stage == stage.name:
             state.put_random(self._pending.tensors, self.shuffle)
-            self._go_on(under_way)
+            under_way.put_back(self)
             self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}")
         self._pending = None
 
@@ -266,38 +266,16 @@ class StageTrainer(RankingTrainer):
     def _write(self, next_epoch: int = 0) -> None:
         """The best weights so far as the model, the latest ones as the place to go on from."""
         self.record.cpu_seconds = self.budget.spent()
+        under_way = None
         if self.stage is not None:
             self._spend()
-        under_way = self._stage_state(next_epoch) if self.stage is not None else None
+            under_way = StageState.of(self, next_epoch)
         progress = Progress.of(self.record, self.shuffle, under_way)
         if self.best:
             self.restore(self.best)
         self._save(progress)
         if self.best:
             self.restore(under_way.latest)
-
-    def _stage_state(self, next_epoch: int) -> StageState:
-        return StageState(
-            stage=self.stage.name,
-            next_epoch=next_epoch,
-            cur_step=self.cur_step,
-            best_valid_score=state.finite(self.best_valid_score),
-            best_valid_result=self.best_valid_result,
-            has_best=bool(self.best),
-            optimiser_steps=self.scheduler.last_epoch,
-            latest=self.snapshot(),
-            optimiser=state.optimiser_of(self.optimizer),
-        )
-
-    def _go_on(self, found: StageState) -> None:
-        """What ``_stage_state`` took of the stage that was under way; the loaded weights are its best."""
-        self.start_epoch, self.cur_step = found.next_epoch, found.cur_step
-        self.best_valid_result = found.best_valid_result
-        if found.best_valid_score is not None:
-            self.best_valid_score = found.best_valid_score
-        self.best = self.snapshot() if found.has_best else {}
-        self.restore(found.latest)
-        state.put_optimiser(found.optimiser, found.optimiser_steps, self.optimizer, self.scheduler)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
         """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder."""

@@ -72,6 +72,31 @@ class StageState:
     latest: dict[str, Tensor]
     optimiser: dict[str, Tensor]
 
+    @classmethod
+    def of(cls, trainer: Any, next_epoch: int) -> StageState:
+        """Of the stage that a ``StageTrainer`` is in."""
+        return cls(
+            stage=trainer.stage.name,
+            next_epoch=next_epoch,
+            cur_step=trainer.cur_step,
+            best_valid_score=finite(trainer.best_valid_score),
+            best_valid_result=trainer.best_valid_result,
+            has_best=bool(trainer.best),
+            optimiser_steps=trainer.scheduler.last_epoch,
+            latest=trainer.snapshot(),
+            optimiser=_optimiser_of(trainer.optimizer),
+        )
+
+    def put_back(self, trainer: Any) -> None:
+        """Into a trainer that has just entered the stage and holds the checkpoint's weights."""
+        trainer.start_epoch, trainer.cur_step = self.next_epoch, self.cur_step
+        trainer.best_valid_result = self.best_valid_result
+        if self.best_valid_score is not None:
+            trainer.best_valid_score = self.best_valid_score
+        trainer.best = trainer.snapshot() if self.has_best else {}
+        trainer.restore(self.latest)
+        _put_optimiser(self.optimiser, self.optimiser_steps, trainer.optimizer, trainer.scheduler)
+
 
 TENSORS = ("latest", "optimiser")  # of a stage's state
 FACTS = tuple(item.name for item in fields(StageState) if item.name not in TENSORS)
@@ -129,13 +154,13 @@ def put_random(tensors: Mapping[str, Tensor], shuffle: torch.Generator) -> None:
         torch.cuda.set_rng_state(tensors["random.cuda"])
 
 
-def optimiser_of(optimiser: Optimizer) -> dict[str, Tensor]:
+def _optimiser_of(optimiser: Optimizer) -> dict[str, Tensor]:
     """What the optimiser remembers of each parameter: ``<position>.<name>`` -> tensor."""
     states = optimiser.state_dict()["state"]
     return {f"{index}.{name}": torch.as_tensor(value) for index, own in states.items() for name, value in own.items()}
 
 
-def put_optimiser(tensors: Mapping[str, Tensor], steps: int, optimiser: Optimizer, scheduler: LambdaLR) -> None:
+def _put_optimiser(tensors: Mapping[str, Tensor], steps: int, optimiser: Optimizer, scheduler: LambdaLR) -> None:
     """The optimiser goes on after so many steps, at the learning rate that belongs there."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -18,7 +18,7 @@ from recbole_gmc.tune.request import Request, parse, refuse_bad_points
 from recbole_gmc.tune.trial import Trial
 
 FACTS, LOCK, TESTED = "search.json", ".lock", "tested.json"
-FORMAT = 3  # goes up when the same search would draw other points
+FORMAT = 3  # goes up when the same search would draw other points, or its note holds other facts
 
 HELP = """\
 usage: recbole-gmc tune --model=<model> --dataset=<name> --params_file=<file> [--<flag or key>=<value> ...]

@@ -171,10 +171,8 @@ def _fit_whole(
 def _go_on(folder: Path) -> dict[str, str]:
     from recbole_gmc.train.checkpoint import Checkpoint
 
-    try:
-        return {"resume": str(Checkpoint(folder).folder)}
-    except CheckpointError:
-        return {}
+    found = Checkpoint.found(folder)
+    return {} if found is None else {"resume": str(found.folder)}
 
 
 def _fit_single(plan: DomainPlan, report: Report | None) -> dict[str, Any]:
