@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from recbole.model.layers import TransformerEncoder, TransformerLayer
 from torch import Tensor, nn
 
+from recbole_gmc.decode.beam import best
 from recbole_gmc.errors import SettingError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.recommender import ListRecommender, Ranking
@@ -169,22 +170,6 @@ def contrast(
     return (logits.logsumexp(dim=1) - own).mean()
 
 
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row of ``scores`` [B, n]: columns int64 and values [B, min(k, n)].
-
-    Among equals the lower column comes first, also at the end of the list, which ``torch.topk`` does not promise.
-    """
-    k = min(k, scores.shape[1])
-    values, columns = scores.topk(k, dim=1)
-    columns, order = columns.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    columns = columns.gather(1, order)
-    cut = ((scores >= values[:, -1:]).sum(dim=1) > k).nonzero().flatten()  # equals inside and outside the list
-    if len(cut):
-        columns[cut] = scores[cut].sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return columns, values
-
-
 def distinct_rows(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """The first of each group of equal rows int64 [u], and for every row [n] its group."""
     groups: dict[bytes, int] = {}
@@ -233,7 +218,8 @@ class DenseRecommender(ListRecommender):
         scores = torch.full(ranked.shape, -torch.inf)
         for users in torch.arange(len(history)).split(self.decode.batch_users):
             there = users.to(history.device)
-            columns, values = best(self.scores(domain, history[there], length[there]), width)
+            found = self.scores(domain, history[there], length[there])
+            columns = best(found, width)[0]
             ranked[users, : columns.shape[1]] = columns.cpu() + start
-            scores[users, : columns.shape[1]] = values.cpu()
+            scores[users, : columns.shape[1]] = found.gather(1, columns).cpu()
         return Ranking(ranked.numpy(), scores.numpy(), torch.ones(len(history), dtype=torch.bool).numpy())

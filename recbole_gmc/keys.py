@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from recbole_gmc import lookup, recbole_keys, registry
@@ -35,6 +34,7 @@ LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "
 # Keys of RecBole that a run of ours cannot honour: the values that mean "not used", and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "benchmark_filename": ((None,), "the split is leave-one-out over whole histories, made by the plugin"),
+    "additional_feat_suffix": ((None, []), "domains are .inter and .item"),
     "train_neg_sample_args": ((None,), "the loss is a softmax over codes, without negatives"),
     "learner": ((None, "adam", "adamw", "sgd", "adagrad", "rmsprop"), "no gradient here is sparse"),
     "loss_type": ((None, "CE"), "the loss is a softmax over codes"),
@@ -63,6 +63,22 @@ def known_keys() -> frozenset[str]:
         if entry.properties is not None and entry.properties.is_file():
             known |= recbole_keys.names_in(entry.properties)
     return frozenset(known)
+
+
+def unread(model: str, given: Iterable[str]) -> tuple[str, ...]:
+    """The keys among those given that other models read, but not this one; of RecBole's own models only keys of ours.
+
+    RecBole's property files leave out some of what its models read, so nothing is said of its keys there.
+    """
+    entry = registry.entry(model)
+    if entry is None:
+        own = recbole_keys.known() | {"budget_minutes", "cpu_threads", "max_prefixes", "domains", "text_fields"}
+    elif entry.properties is not None and entry.properties.is_file():
+        own = recbole_keys.defaults(None).keys() | recbole_keys.arguments() | recbole_keys.names_in(entry.properties)
+        own |= keys_of(DataSettings).keys()
+    else:
+        return ()
+    return tuple(sorted((known_keys() & set(given)) - own - RUN_KEYS))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -109,6 +125,9 @@ def check(
         read(group, settings, usual or {})
     recbole_keys.check(None, settings, usual or {})
     _check_places(settings)
+    if settings.get("enable_amp") and (precision := read(TrainSettings, settings, usual or {}).precision) == "fp32":
+        what = f"asks for mixed precision, but precision is {precision}"
+        raise SettingError(what, where="enable_amp", mend="Set precision: bf16 instead")
     _check_adapted(read(LoraSettings, settings), read(T5Settings, settings))
     if settings.get("semantic_ids_path") is not None and not read(SharingSettings, settings).tokenizer:
         what = "False makes a tokenizer a domain, but the IDs are imported from semantic_ids_path"
@@ -149,11 +168,11 @@ def _refuse_unusable(settings: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def _check_places(settings: Mapping[str, Any]) -> None:
-    """Places are paths, and those that a run writes to are folders, or can be."""
+    """Places are paths, and those that a run is told to write to are folders, or can be."""
     lookup.place(settings, "data_path")
     for name in ("run_dir", "cache_dir", "checkpoint_dir"):
-        place = (lookup.place(settings, name) or Path()).expanduser()
-        refuse_unwritable(place, name, "Name another place, or leave the key out")
+        if (place := lookup.place(settings, name)) is not None:
+            refuse_unwritable(place.expanduser(), name, "Name another place, or leave the key out")
 
 
 def _check_adapted(lora: LoraSettings, network: T5Settings) -> None:

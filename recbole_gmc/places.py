@@ -11,7 +11,7 @@ from recbole.config import Config
 from recbole.utils import get_local_time
 
 from recbole_gmc.errors import RunError
-from recbole_gmc.files import locked, safe_name
+from recbole_gmc.files import locked, refuse_unwritable, safe_name
 from recbole_gmc.lookup import CACHE
 
 LOCK = ".lock"  # in a run's folder
@@ -23,7 +23,9 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Raises:
         RunError: another process holds it.
+        SettingError: it cannot be written.
     """
+    refuse_unwritable(folder, "run_dir", "Name another place")
     with locked(folder / LOCK) as lock:
         if lock is None:
             raise RunError("another process is at work in it", str(folder), "Wait for it, or name another run_dir")

@@ -61,8 +61,9 @@ def _popularity(data: GMCDataset, train: Any, test: Any, settings: Mapping[str, 
 
 def _for_sasrec(settings: Mapping[str, Any], changed: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """SASRec's own settings on the same rows and histories; a change of ``epochs`` reaches it, too."""
-    shared = "seed max_prefixes MAX_ITEM_LIST_LENGTH domains data_path cache_dir show_progress gpu_id use_gpu state"
-    same = {key: settings[key] for key in shared.split() if key in settings}
+    shared = "seed max_prefixes MAX_ITEM_LIST_LENGTH domains data_path cache_dir show_progress gpu_id use_gpu state "
+    filters = "user_inter_num_interval item_inter_num_interval val_interval rm_dup_inter"
+    same = {key: settings[key] for key in (shared + filters).split() if key in settings}
     limits = {"epochs": changed["epochs"]} if "epochs" in changed else {}
     return {**lookup.read_files(SASREC), **same, **limits, "run_dir": str(folder / "SASRec")}
 
@@ -77,7 +78,7 @@ def side_by_side(tables: Mapping[str, TopKTable]) -> str:
     drawn.set_cols_align(["l"] + ["r"] * (len(names) + 2))
     drawn.header([f"ndcg@{K}", "users", *names, f"{names[-1]} - {names[0]}"])
     groups = [(name, first.domain == i) for i, name in enumerate(first.items.domains)]
-    scores = {name: per_user.ndcg(table, K) for name, table in tables.items()}
+    scores = {name: per_user.ndcg(table.rank, K) for name, table in tables.items()}
     order = {name: _by_user(table) for name, table in tables.items()}
     for label, mine in [*groups, ("average", np.ones(len(first), bool))]:
         keep = mine[order[names[0]]]

@@ -68,12 +68,17 @@ def names_in(file: Path) -> set[str]:
     return set(re.findall(r"^([A-Za-z_]\w*)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
 
 
+def arguments() -> frozenset[str]:
+    """Every setting that RecBole lists for all its models."""
+    lists = (argument_list.general_arguments, argument_list.training_arguments)
+    lists += (argument_list.evaluation_arguments, argument_list.dataset_arguments)
+    return frozenset(name for names in lists for name in names)
+
+
 @functools.cache
 def known() -> frozenset[str]:
     """Every setting that RecBole or one of its models knows."""
-    lists = (argument_list.general_arguments, argument_list.training_arguments)
-    lists += (argument_list.evaluation_arguments, argument_list.dataset_arguments)
-    names = {name for arguments in lists for name in arguments}
+    names = set(arguments())
     files = [*map(PROPERTIES.joinpath, SHARED), *PROPERTIES.glob("model/*.yaml")]
     for file in [*files, *PROPERTIES.glob("quick_start_config/*.yaml")]:
         names |= names_in(file)

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy_model import write_domain
 
-from recbole_gmc import cli, lookup, quick, quick_start, registry, values
+from recbole_gmc import cli, files, keys, lookup, quick, quick_start, registry, values
 from recbole_gmc.errors import RunError
 from recbole_gmc.files import read_json
 from recbole_gmc.flags import flags_of
@@ -101,6 +102,9 @@ def test_flags_become_settings(calls):
                 ("SASRec", "--n_layers=-1", "n_layers: -1 is out of range. It must be >= 0"),
                 ("BPR", "--train_neg_sample_args={distribution: x}", "settings of BPR: RecBole refuses this"),
                 ("lightgbm", "--epochs=1", "model: lightgbm needs a package that is not installed"),
+                ("GMC", "--benchmark_filename=[a,b,c]", "benchmark_filename: ['a', 'b', 'c'] cannot be used"),
+                ("GMC", "--additional_feat_suffix=[x]", "additional_feat_suffix: ['x'] cannot be used"),
+                ("GMC", "--eval_args={split: {RS: [8, 1, 1]}}", "eval_args: split: {'RS': [8, 1, 1]} is not the"),
                 ("GMC", "--run_dir=data/B/B.inter/x", "B.inter' is no folder that can be written"),
                 ("GMC", "--local_rank=0", "local_rank: a run uses one process"),
                 ("GMC", "--device=cuda", "device: 'cuda' cannot be used: it follows from use_gpu and gpu_id"),
@@ -286,8 +290,22 @@ def test_a_place_that_takes_no_folder_is_refused(alone, capsys, monkeypatch, pla
     assert f"{place}: '{alone / 'data'}' is no folder that can be written" in capsys.readouterr().err
 
 
-def test_a_run_is_not_overwritten(alone, capsys, tmp_path):
-    (tmp_path / "before" / "checkpoint").mkdir(parents=True)
+def test_only_places_that_are_written_must_be_writable(alone, capsys, monkeypatch):
+    """The working folder is one only where the run's own folder would stand in it."""
+    asked = []
+    monkeypatch.setattr(files, "tempfile", SimpleNamespace(mkdtemp=lambda prefix, dir: asked.append(dir) or "none"))
+    monkeypatch.setattr(files.os, "rmdir", lambda _: None)
+    settings = {"data_path": str(alone / "data"), "topk": [3], "valid_metric": "NDCG@3"}
+    keys.check({**values.read_yaml(registry.entry("GMC").properties), **settings}, "A")
+    assert not asked
+    quick.run_folder({"run_dir": str(alone / "there")}, "GMC", "A")
+    quick.run_folder({}, "GMC", "A")
+    assert asked == [alone, alone]
+
+
+@pytest.mark.parametrize("left", ["result.json", "checkpoint", "domains", "checkpoint.json", "domains.json"])
+def test_a_run_is_not_overwritten(alone, capsys, tmp_path, left):
+    (tmp_path / "before" / left).mkdir(parents=True)
     assert cli.main(["--model=Pop", "--dataset=ml-100k", f"--run_dir={tmp_path / 'before'}"]) == 2
     error = capsys.readouterr().err
     assert "--resume" in error and error.count("\n") == 1

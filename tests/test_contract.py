@@ -166,12 +166,12 @@ class Runs:
         names = [self.items(data).domains[position] for position in rows.domain.tolist()]
         users = tuple(test.original_user_token(rows.user))
         base = popular(self.items(data), SequenceRows.of(train), rows, users, 20)
-        floor = dict(zip(zip(names, users, strict=True), per_user.ndcg(base, 10), strict=True))
+        floor = dict(zip(zip(names, users, strict=True), per_user.ndcg(base.rank, 10), strict=True))
         gains = []
         for seed in seeds:
             table = self.table(data, seed)
             keys = [(table.items.domains[d], user) for d, user in zip(table.domain.tolist(), table.user, strict=True)]
-            found = dict(zip(keys, per_user.ndcg(table, 10), strict=True))
+            found = dict(zip(keys, per_user.ndcg(table.rank, 10), strict=True))
             assert found.keys() == floor.keys(), "the same users for every model"
             gains.append([found[key] - floor[key] for key in sorted(floor)])
         return np.mean(gains, axis=0)

@@ -231,8 +231,6 @@ def test_text_fields(tmp_path, text_fields, text):
         ({"domains": ["../D"]}, "folder name"),
         ({"domains": 5}, "domains: 5 is not of type list"),
         ({"missing_text": "ignore"}, "missing_text: 'ignore' is unknown"),
-        ({"benchmark_filename": ["train"]}, "benchmark_filename"),
-        ({"eval_args": {"split": {"RS": [8, 1, 1]}, "order": "TO", "mode": {"valid": "full"}}}, "eval_args"),
     ],
 )
 def test_settings_that_cannot_be_honoured_are_refused(tmp_path, keys, message):

@@ -124,8 +124,8 @@ def test_values_of_each_user_average_to_the_metrics(tmp_path):
     lists = table(items, np.zeros(20, int), draw.integers(0, 30, 20), [draw.permutation(30)[:10] for _ in range(20)])
     found = evaluator(tmp_path, [3, 10])(lists)
     for k in (3, 10):
-        assert per_user.recall(lists, k).mean() == pytest.approx(found[f"recall@{k}"])
-        assert per_user.ndcg(lists, k).mean() == pytest.approx(found[f"ndcg@{k}"])
+        assert per_user.recall(lists.rank, k).mean() == pytest.approx(found[f"recall@{k}"])
+        assert per_user.ndcg(lists.rank, k).mean() == pytest.approx(found[f"ndcg@{k}"])
     assert per_user.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)  # deviation sqrt(2) / sqrt(2)
     assert np.isnan(per_user.standard_error(np.array([1.0])))
 

@@ -100,8 +100,8 @@ def test_minus_one_as_a_token_is_not_taken_for_a_missing_item(tmp_path):
     assert back.ranked.tolist() == ranked.tolist() and back.rank.tolist() == [1, -1, 1, -1, -1]
     assert back.target.tolist()[:4] == target.tolist()[:4]
     for metric in (per_user.recall, per_user.ndcg):
-        assert metric(back, 3).tolist() == metric(made, 3).tolist()
-    assert per_user.recall(back, 3).astype(bool).tolist() == [row[2] for row in rows]
+        assert metric(back.rank, 3).tolist() == metric(made.rank, 3).tolist()
+    assert per_user.recall(back.rank, 3).astype(bool).tolist() == [row[2] for row in rows]
 
 
 def test_a_rank_that_is_not_the_target_s_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from recbole_gmc.model.forward import PackedT5
 from recbole_gmc.model.masks import DropoutMasks
 from recbole_gmc.model.packing import LANES, Chunk, pack
 from recbole_gmc.model.primitives import row_length, unit, unit_backward, unit_backward_anywhere
-from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_loss
+from recbole_gmc.model.seq2seq import build_t5, encode_histories
 from recbole_gmc.model.vocabulary import PAD, Vocabulary
 from recbole_gmc.settings import LoraSettings, T5Settings
 
@@ -50,7 +50,7 @@ def gradients(t5) -> dict[str, torch.Tensor]:
 
 def reference(t5, tokens, mask, labels) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     t5.zero_grad()
-    loss = sequence_loss(t5, tokens, mask, labels)
+    loss = t5(input_ids=tokens, attention_mask=mask, labels=labels).loss
     loss.backward()
     return loss.detach(), gradients(t5)
 

@@ -8,7 +8,7 @@ import pytest
 from recbole.quick_start import run_recbole
 from run_help import ROOT, python
 
-from recbole_gmc import lookup, values
+from recbole_gmc import lookup, quick_start, values
 from recbole_gmc.files import read_json
 
 FLAGS = {
@@ -65,3 +65,9 @@ def test_run_recbole_gives_the_same(made, tmp_path, monkeypatch):
     ours, theirs = (read_json(folder / "run/result.json") for folder in (tmp_path, made[0]))
     assert ours["hashes"] == theirs["hashes"] and ours["average"] == theirs["average"]
     assert result["test_result"]["ndcg@10"] == round(ours["average"]["ndcg@10"], 4)
+
+
+def test_filters_of_the_data_hold_for_all_models(tmp_path):
+    changed = {"user_inter_num_interval": "[20,inf)", "rm_dup_inter": "first", "epochs": 2}
+    own = quick_start._for_sasrec({"seed": 1, "lora_r": 2, **changed}, changed, tmp_path)
+    assert {key: own.get(key) for key in changed} == changed and own["seed"] == 1 and "lora_r" not in own

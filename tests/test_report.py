@@ -11,7 +11,7 @@ import pytest
 
 from recbole_gmc import cli
 from recbole_gmc.errors import CheckpointError, DataError
-from recbole_gmc.report import command, facts, images
+from recbole_gmc.report import command, facts, images, page
 from recbole_gmc.report.runs import find_runs, read_domain, read_lists
 
 EVIL = '<script>window.bad = 1</script><b>bold & "quoted"</b>'
@@ -189,8 +189,39 @@ def test_sequences_are_those_that_the_models_saw(tmp_path):
     assert read_domain(tmp_path, "D", settings).sequences == {"u": ("a", "late", "early"), "v": ("a",)}
     cored = read_domain(tmp_path, "D", {**settings, "item_inter_num_interval": "[2,inf)"})
     assert cored.sequences == {"u": ("a",), "v": ("a",)} and cored.trained == {"a": 2}
-    assert read_domain(tmp_path, "D", {}) is None, "no such columns"
-    assert read_domain(tmp_path, "E", settings) is None
+    (folder / "D.inter").write_text("\n".join(lines).replace("\t", ",") + "\n")
+    assert read_domain(tmp_path, "D", {**settings, "field_separator": ","}).sequences["v"] == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("domain", "settings", "message"),
+    [
+        ("D", {"USER_ID_FIELD": "who"}, "its file is not the one of the run"),
+        ("E", {}, "its files are not there any more. Name their folder with --data_path"),
+        ("D", {"rm_dup_inter": "first"}, "rm_dup_inter: what is left of the raw files by this is not known here"),
+        ("D", {"item_inter_num_interval": "[2,9]"}, "item_inter_num_interval: '[2,9]' has another form"),
+    ],
+)
+def test_what_is_missing_in_a_report_is_said_with_its_reason(run, tmp_path, caplog, domain, settings, message):
+    result = json.loads((run / "result.json").read_text())
+    result["settings"] |= settings
+    if domain != "D":
+        (tmp_path / "data/D").rename(tmp_path / "data/other")
+    (run / "result.json").write_text(json.dumps(result))
+    assert cli.main(["report", str(run), "--pictures=False"]) == 0
+    assert message in caplog.text and (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("first", "shown"),
+    [
+        ("30 Nov 14:05    INFO  ['run_recbole_gmc.py', '--epochs=3']", "--epochs=3"),
+        ("30 Nov 14:05    WARNING  D: 2 users with fewer than 3", "recbole-gmc --model=GMC"),
+    ],
+)
+def test_the_command_is_the_log_s_first_line_only_where_that_is_one(run, first, shown):
+    (run / "run.log").write_text(first + "\n")
+    assert shown in page.command_of(find_runs([run])[0])
 
 
 def test_pictures_leave_other_files_alone(tmp_path, monkeypatch):

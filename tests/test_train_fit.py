@@ -208,6 +208,22 @@ def test_a_second_process_in_the_same_folder_is_refused(root):
         with pytest.raises(RunError, match="another process is at work in it"):
             made.trainer.fit(made.train, made.valid)
     made.trainer.fit(made.train, made.valid)
+    with locked(made.folder / ".lock"):
+        with pytest.raises(RunError, match="another process is at work in it"):
+            made.trainer.evaluate(made.test)
+        made.trainer.evaluate(made.valid)  # which writes nothing
+    assert not (made.folder / "result.json").exists()
+    made.trainer.evaluate(made.test)
+    assert (made.folder / "result.json").is_file()
+
+
+def test_a_checkpoint_without_adapters_leaves_none_of_before(root):
+    plain = fitted(root, "plain", saved=True, lora=False, epochs=2)
+    adapted = fitted(root, "adapted", saved=True, epochs=1, lora_epochs=3, lora_learning_rate=0.3)
+    adapters = adapted.model.adapters
+    adapters.restore("Big", {name: torch.ones_like(w) for name, w in adapters.snapshot("Big").items()})
+    found = adapted.trainer.evaluate(adapted.valid, model_file=plain.folder)
+    assert found == plain.trainer.evaluate(plain.valid)
 
 
 def three_each(root, domain, users=12):

@@ -168,6 +168,12 @@ def test_a_loaded_model_recommends_the_same_in_a_fresh_process(runs, tmp_path):
         assert [score for _, score in told] == pytest.approx([float(score) for score in line[5:24:2]], abs=1e-5)
 
 
+def test_flags_of_the_program_around_are_no_settings_of_the_checkpoint(runs, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["my_eval.py", "--seed=1", "--topk=[3]", "--d_model=64"])
+    config, *_ = load_data_and_model(str(runs.cli))
+    assert (config["seed"], config["topk"], config["d_model"]) == (2020, [5, 10], 16)
+
+
 def test_bad_questions_are_refused(runs):
     model = recbole_gmc.load(runs.cli)
     for domain, history, k, message in [

@@ -20,12 +20,13 @@ import recbole_gmc
 from recbole_gmc import keys
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.data.atomic import hash_domains
-from recbole_gmc.errors import CheckpointError, SettingError
+from recbole_gmc.errors import CheckpointError, GMCError, SettingError
 from recbole_gmc.files import hash_file, locked, read_json, write_json
 from recbole_gmc.flags import flags_of
 from recbole_gmc.running import planning, progress
 
 DONE, FAILED, WAITING = "done", "failed", "waiting"
+REFUSED = GMCError.exit_status
 
 
 def note_of(cell: Cell) -> dict[str, Any]:
@@ -82,7 +83,8 @@ def refuse_bad(benchmark: Benchmark) -> None:
 
     left = [cell for cell in benchmark.cells if status(cell) != DONE]
     if left:
-        refuse_bad_files(benchmark.data_path, benchmark.domains, {"USER_ID_FIELD": benchmark.raw.columns[0]})
+        raw = {"USER_ID_FIELD": benchmark.raw.columns[0], "field_separator": benchmark.raw.separator}
+        refuse_bad_files(benchmark.data_path, benchmark.domains, raw)
     for cell in {cell.row: cell for cell in left}.values():  # its seeds differ in nothing that is checked
         flags = flags_of(cell.arguments)
         model, dataset, files = flags.pop("model"), flags.pop("dataset"), flags.pop("config_files", "").split()
@@ -113,13 +115,15 @@ def _made(cell: Cell, domain: str, data: Mapping[str, str]) -> bool:
     report, there = read_json(cell.folder / "result.json"), note_of(cell).get("data", {})
     if domain not in report["domains"] or domain in (report["settings"].get(keys.FINISHED) or {}):
         return False
-    names = [f"{domain}.{kind}" for kind in ("inter", "item", "embeddings")]
+    names = [f"{domain}.{kind}" for kind in ("inter", "item", "embeddings", "ids")]
     return all(there.get(name) == data.get(name) for name in names)
 
 
 def data_hashes(benchmark: Benchmark) -> dict[str, str]:
     """SHA-256 of every domain's files, ready embeddings included."""
     ready = {f"{domain}.embeddings": hash_file(file) for domain, file in benchmark.embeddings.items()}
+    rows = {domain: file.with_suffix(".ids") for domain, file in benchmark.embeddings.items()}
+    ready |= {f"{domain}.ids": hash_file(file) for domain, file in rows.items() if file.is_file()}
     return {**hash_domains(benchmark.data_path, benchmark.domains), **ready}
 
 
@@ -154,10 +158,10 @@ def run_cell(cell: Cell, data: dict[str, str], known: Mapping[str, Any]) -> str:
         note = {"status": WAITING, "signature": cell.signature, "data": data, "seconds": spent}
         note["settings"] = dict(cell.settings)
         write_json(cell.folder.with_suffix(".json"), note)
-        code = 1
+        code = REFUSED
         if same and _resumable(cell.folder):
             code = _process(cell, (f"--resume={cell.folder}",), lock)
-        if code != 0:
+        if code == REFUSED:  # what is there cannot be gone on with; after another error it can, by the next call
             shutil.rmtree(cell.folder, ignore_errors=True)
             code = _process(cell, cell.arguments, lock)
         seconds = spent + perf_counter() - started

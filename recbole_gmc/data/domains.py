@@ -28,14 +28,13 @@ from recbole_gmc.data.text import (
     item_texts,
     read_domain_text,
 )
-from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.errors import DataError
 from recbole_gmc.files import safe_name
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import DataSettings, read
 
 logger = getLogger("recbole_gmc.data")
 
-LEAVE_ONE_OUT = {"LS": "valid_and_test"}
 FILTERS = "user_inter_num_interval, item_inter_num_interval and val_interval"
 
 
@@ -56,7 +55,6 @@ class GMCDataset(SequentialDataset):
 
     Raises:
         DataError: a domain that is missing, malformed, emptied by the filters, or (from ``build``) without test users.
-        SettingError: a setting that this dataset cannot honour.
     """
 
     domains: tuple[str, ...]
@@ -67,7 +65,6 @@ class GMCDataset(SequentialDataset):
 
     def __init__(self, config: Config) -> None:
         self._data_settings = read(DataSettings, config)
-        _check_protocol(config)
         super().__init__(config)
         self._index_catalogue()
         self._describe()
@@ -235,17 +232,3 @@ class GMCDataset(SequentialDataset):
                     raise DataError(what, f"domain {domain}", f"Add data, leave the domain out, or loosen {FILTERS}")
                 logger.warning(f"{domain}: {what}")
         return splits
-
-
-def _check_protocol(config: Config) -> None:
-    """The split is the same for every model (leave-one-out in time order, full ranking); nothing else is honoured."""
-    wanted = config["eval_args"]
-    if wanted["split"] != LEAVE_ONE_OUT or wanted["order"] != "TO" or set(wanted["mode"].values()) != {"full"}:
-        given = {key: wanted[key] for key in ("split", "order", "mode")}
-        mend = (
-            "Only leave-one-out in time order with full ranking: {split: {LS: valid_and_test}, order: TO, mode: full}"
-        )
-        raise SettingError(f"{given} is not supported", "eval_args", mend)
-    for key in ("benchmark_filename", "additional_feat_suffix"):
-        if config[key] is not None:
-            raise SettingError(f"{config[key]!r} is not supported", key, "Leave it out: domains are .inter and .item")

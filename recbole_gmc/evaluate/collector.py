@@ -14,7 +14,6 @@ import torch
 from recbole.config import Config
 from recbole.evaluator import Collector, Evaluator
 
-from recbole_gmc.errors import SettingError
 from recbole_gmc.evaluate.topk import TopKTable
 
 UNROUNDED = 17
@@ -40,13 +39,6 @@ class ListEvaluator:
         self.width = max(config["topk"])
         self.collector = collector
         self.evaluator = Evaluator(_Unrounded(config))
-        for name, metric in self.evaluator.metric_class.items():
-            if lacking := [need for need in metric.metric_need if need != "rec.topk"]:
-                raise SettingError(
-                    f"{name} needs {', '.join(lacking)}, which a list of the best items does not hold",
-                    "metrics",
-                    "Use Recall, NDCG, MRR, Hit, Precision or MAP",
-                )
 
     def __call__(self, table: TopKTable) -> OrderedDict[str, float]:
         """Unrounded values."""

@@ -1,23 +1,24 @@
-"""Metrics of each user from the rank of the held-out item, for errors and paired comparisons."""
+"""Metrics of each user, for errors and paired comparisons.
+
+They are taken from int [n], the 0-based rank of the held-out item, -1 for a miss.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from recbole_gmc.evaluate.topk import TopKTable
 
-
-def recall(table: TopKTable, k: int) -> np.ndarray:
+def recall(rank: np.ndarray, k: int) -> np.ndarray:
     """[n]: 1 where the target is among the first k. With one target this is Hit@k, too."""
-    return ((table.rank >= 0) & (table.rank < k)).astype(float)
+    return ((rank >= 0) & (rank < k)).astype(float)
 
 
-def ndcg(table: TopKTable, k: int) -> np.ndarray:
+def ndcg(rank: np.ndarray, k: int) -> np.ndarray:
     """[n]: 1 / log2(rank + 2) for a 0-based rank below k, else 0.
 
     Example: ranks 0, 2 and 10 give 1, 1/2 and 0 at k = 10.
     """
-    return recall(table, k) / np.log2(np.maximum(table.rank, 0) + 2.0)
+    return recall(rank, k) / np.log2(np.maximum(rank, 0) + 2.0)
 
 
 def standard_error(values: np.ndarray) -> float:

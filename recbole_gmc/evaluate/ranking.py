@@ -10,13 +10,13 @@ from tqdm import tqdm
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.items import ItemIndex
-from recbole_gmc.recommender import Recommender
+from recbole_gmc.recommender import ListRecommender
 
 USERS_PER_TICK = 2048
 
 
 def rank_rows(
-    recommender: Recommender, items: ItemIndex, rows: SequenceRows, users: tuple[str, ...], progress: bool = False
+    recommender: ListRecommender, items: ItemIndex, rows: SequenceRows, users: tuple[str, ...], progress: bool = False
 ) -> TopKTable:
     """Ranks the items of each row's own domain for its history.
 

@@ -27,21 +27,29 @@ class RawData:
     Attributes:
         columns: of users, items and times.
         core: users and items with fewer interactions are removed until none is left.
+        separator: between the columns.
     """
 
     columns: tuple[str, str, str] = ("user_id", "item_id", "timestamp")
     core: tuple[float, float] = (0, 0)
+    separator: str = "\t"
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> RawData:
         """As a run's settings have it.
 
         Raises:
-            SettingError: an interval of another form than ``[5,inf)``, which has more than one fixed point.
+            SettingError: a filter that is not read here, or an interval of another form than ``[5,inf)``, which has
+                more than one fixed point.
         """
+        for key in ("val_interval", "rm_dup_inter", "missing_text"):
+            if settings.get(key) not in ((None, "placeholder", "error") if key == "missing_text" else (None, {})):
+                what = "what is left of the raw files by this is not known here"
+                raise SettingError(what, key, "Filter the files beforehand")
         columns = [settings.get(key) or usual for key, usual in FIELDS]
         core = [_least(settings.get(f"{kind}_inter_num_interval"), kind) for kind in ("user", "item")]
-        return cls((columns[0], columns[1], columns[2]), (core[0], core[1]))
+        separator = settings.get("field_separator") or "\t"
+        return cls((columns[0], columns[1], columns[2]), (core[0], core[1]), separator)
 
     def sequences(self, root: Path, domain: str) -> dict[str, list[str]]:
         """User -> items of all interactions, oldest first; of equal times the later line is the later one.
@@ -56,7 +64,7 @@ class RawData:
 
     def _rows(self, path: Path) -> list[tuple[str, str, float]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            reader = csv.reader(file, delimiter=self.separator, quoting=csv.QUOTE_NONE)
             names = [column.partition(":")[0] for column in next(reader, ())]
             user, item, time = (names.index(column) for column in self.columns)
             # RecBole keeps times in single precision, so times that differ by less are ties

@@ -64,7 +64,7 @@ class PackedT5:
         """Adds the gradient of ``loss`` to the parameters, in chunks of at most ``most_tokens`` encoder tokens.
 
         Returns:
-            The loss, without a graph. Chunks change memory, not the result.
+            The loss, without a graph. Chunks change memory and which masks dropout draws, nothing else.
         """
         weights = self._weights()
         collecting = weights.detached()

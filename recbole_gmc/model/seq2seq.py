@@ -101,14 +101,6 @@ def output_scale(config: T5Config) -> float:
     return config.d_model**-0.5 if scaled else 1.0
 
 
-def sequence_loss(
-    t5: T5ForConditionalGeneration, input_ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Equation 8: the mean over B x L of the negative log-probability of the L code tokens; there is no eos target."""
-    logits = sequence_logits(t5, input_ids, mask, labels)
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-
-
 def sequence_log_prob(
     t5: T5ForConditionalGeneration, input_ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:

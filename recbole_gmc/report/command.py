@@ -7,7 +7,7 @@ from logging import getLogger
 from pathlib import Path
 
 from recbole_gmc import keys
-from recbole_gmc.errors import DependencyError, SettingError
+from recbole_gmc.errors import DependencyError, GMCError, SettingError
 from recbole_gmc.files import new_file, refuse_unwritable, telling_where
 from recbole_gmc.report import facts
 from recbole_gmc.report.runs import DomainData, Run, failures, find_runs, read_domain
@@ -100,13 +100,17 @@ def write(
 
 def _data(runs: Sequence[Run], data_path: str | None) -> dict[str, DomainData]:
     found: dict[str, DomainData] = {}
+    failed: dict[str, GMCError] = {}
     for one in runs:
         root = Path(data_path or one.settings.get("data_path") or "dataset")
         for domain in one.domains:
-            if domain not in found and (raw := read_domain(root, domain, one.settings)) is not None:
-                found[domain] = raw
-    for domain in dict.fromkeys(domain for one in runs for domain in one.domains if domain not in found):
-        getLogger().warning(f"{domain}: its files are not there any more; name their folder with --data_path")
+            if domain not in found:
+                try:
+                    found[domain] = read_domain(root, domain, one.settings)
+                except GMCError as error:
+                    failed[domain] = error
+    for domain in failed.keys() - found.keys():
+        getLogger().warning(f"Without what the files of {domain} tell: {failed[domain]}")
     return found
 
 

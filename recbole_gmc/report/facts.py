@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recbole_gmc.evaluate.per_user import standard_error
 from recbole_gmc.report.runs import DomainData, Lists
 
 K = 10
@@ -47,7 +48,7 @@ def group(values: np.ndarray, measures: np.ndarray, starts: Sequence[int]) -> Gr
         labels.append(f"{start}+" if end is None else str(start) if end == start + 1 else f"{start}-{end - 1}")
         users.append(len(mine))
         means.append(float(mine.mean()))
-        errors.append(float(mine.std(ddof=1) / len(mine) ** 0.5) if len(mine) > 1 else 0.0)
+        errors.append(standard_error(mine) if len(mine) > 1 else 0.0)
     return Groups(tuple(labels), tuple(users), tuple(means), tuple(errors))
 
 

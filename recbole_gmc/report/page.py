@@ -275,7 +275,7 @@ def command_of(run: Run) -> str:
     log = run.folder / "run.log"
     if log.is_file():
         with log.open(encoding="utf-8", errors="replace") as file:
-            first = file.readline().split("INFO", 1)[-1].strip()
-        if first:
-            return first
+            _, shown, first = file.readline().partition("INFO")  # with ``state: warning`` it is not there
+        if shown and first.strip():
+            return first.strip()
     return f"recbole-gmc --model={run.result['model']} --dataset={run.result.get('dataset')}"

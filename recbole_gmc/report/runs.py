@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from recbole_gmc.data.text import DomainText, read_domain_text
-from recbole_gmc.errors import CheckpointError, DataError, SettingError
+from recbole_gmc.errors import CheckpointError, DataError
+from recbole_gmc.evaluate import per_user
 from recbole_gmc.evaluate.raw import RawData, trained_part
 from recbole_gmc.files import read_json
 
@@ -43,7 +44,7 @@ class Lists:
 
     def ndcg(self, k: int) -> np.ndarray:
         """float64 [n]: 1 / log2(rank + 2) for a rank below k, else 0."""
-        return np.where((self.rank >= 0) & (self.rank < k), 1 / np.log2(np.maximum(self.rank, 0) + 2.0), 0.0)
+        return per_user.ndcg(self.rank, k)
 
 
 @dataclass(frozen=True)
@@ -186,20 +187,26 @@ def read_lists(path: Path) -> Lists:
     return Lists(*columns, np.array([int(row[3]) for row in body], np.int64), items)
 
 
-def read_domain(root: Path, domain: str, settings: Mapping[str, Any]) -> DomainData | None:
-    """The raw files of a domain, or ``None`` where they are not to be had any more.
+def read_domain(root: Path, domain: str, settings: Mapping[str, Any]) -> DomainData:
+    """The raw files of a domain.
 
     Args:
         settings: of a run, which say what of the files counted.
+
+    Raises:
+        DataError: they are not to be had any more, or are not as the run read them.
+        SettingError: the run left out some of their interactions in a way that cannot be done again here.
     """
+    raw = RawData.of(settings)
     try:
-        raw = RawData.of(settings)
         sequences = raw.sequences(root, domain)
-    except (OSError, ValueError, IndexError, SettingError):
-        return None
+    except OSError as error:
+        raise DataError("its files are not there any more", domain, "Name their folder with --data_path") from error
+    except (ValueError, IndexError) as error:
+        raise DataError(f"its file is not the one of the run ({error})", domain, "Name another --data_path") from error
     try:
         file = root / domain / f"{domain}.item"
-        titles = _titles(read_domain_text(file, domain, None, item_field=raw.columns[1]))
+        titles = _titles(read_domain_text(file, domain, None, item_field=raw.columns[1], separator=raw.separator))
     except DataError:
         titles = {}
     return DomainData({user: tuple(sequence) for user, sequence in sequences.items()}, titles)

@@ -21,8 +21,6 @@ from recbole_gmc.train import resume as train_resume
 from recbole_gmc.train.budget import Budget
 from recbole_gmc.train.checkpoint import Checkpoint
 
-LEAST_BUDGET = 1e-3  # minutes: the setting must be above 0, and the run ends at once
-
 
 def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
     """Runs the model once a domain and writes the files of all of them together: domain -> what its run left.
@@ -80,10 +78,8 @@ def _run(progress: DomainsProgress) -> dict[str, DomainRun]:
 
 def run_ours(plan: DomainPlan, budget: Budget) -> DomainRun:
     """One domain of a registered model as a whole run of its own, in a folder inside the run's."""
-    own, place = dict(plan.settings), Path(plan.settings["run_dir"])
+    own, place = dict(plan.within(budget).settings), Path(plan.settings["run_dir"])
     if not (place / "result.json").is_file():
-        if budget.minutes is not None:
-            own["budget_minutes"] = max(budget.minutes, LEAST_BUDGET)
         with logs.tables_later():
             if Checkpoint.found(place) is not None:
                 train_resume.resume(place)

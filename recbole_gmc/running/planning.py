@@ -10,7 +10,8 @@ from typing import Any
 from recbole_gmc import hooks, keys, lookup, recbole_keys, registry, sections, values
 from recbole_gmc.errors import SettingError
 from recbole_gmc.flags import only_program_name
-from recbole_gmc.settings import GROUPS, DataSettings, TrainSettings, keys_of, read
+from recbole_gmc.settings import DataSettings, TrainSettings, read
+from recbole_gmc.train.budget import Budget
 
 # Settings that steer the runs of single domains and mean nothing to RecBole.
 OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
@@ -24,9 +25,8 @@ OURS = frozenset(item.metadata["key"] for item in fields(DataSettings)) | {
     "cache_dir",
     keys.FINISHED,
 }
-# Those of ours that a model of RecBole's does not read, beside models that do.
-UNREAD = frozenset(name for group in GROUPS for name in keys_of(group)) - OURS - recbole_keys.known()
 SEED = 2020  # RecBole's
+LEAST_BUDGET = 1e-3  # minutes: the setting must be above 0, and the run ends at once
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class DomainPlan:
     def having(self, **settings: Any) -> DomainPlan:
         """The same with other settings."""
         return replace(self, settings={**self.settings, **settings})
+
+    def within(self, budget: Budget) -> DomainPlan:
+        """The same with the time that a registered model has here; without a limit as it is."""
+        return self if budget.minutes is None else self.having(budget_minutes=max(budget.minutes, LEAST_BUDGET))
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Plan:
             return DomainPlan(self.model, domain, own)
         own = {key: value for key, value in self.settings.items() if key not in OURS}
         own |= self.settings.get("of_domain", {}).get(domain, {})
+        own = _with_fitting_negatives(self.model, own)
         place = lookup.place(self.settings, "checkpoint_dir")  # there in a folder named after the run, as ours are
         place = folder / "checkpoint" if place is None else place / folder.name
         own |= {"run_dir": str(folder), "checkpoint_dir": str(place / domain)}
@@ -173,8 +178,8 @@ def plan(
     if entry is not None:
         return Plan(model, dataset, (), {**layer, **settings}, whole=False)
     merged = _protocol_settings(model, layer, settings)
-    unread = tuple(sorted(UNREAD & merged.keys()))
-    merged = {name: value for name, value in merged.items() if name not in UNREAD}
+    unread = keys.unread(model, merged)
+    merged = {name: value for name, value in merged.items() if name not in unread}
     return Plan(model, dataset, (), merged, whole=False, unread=unread)
 
 
@@ -204,9 +209,18 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
     for own in [columns.get(domain, {}) for domain in domains or ("",)]:
         keys.check_single(model, {**settings, **own}, usual)
         refusals.refuse_other_kinds(model, {**usual, **settings, **own})
-    if "loss_type" in usual and {**usual, **settings}["loss_type"] == "CE":
-        settings.setdefault("train_neg_sample_args", None)  # as RecBole asks for
     return {**settings, **({"of_domain": columns} if columns else {})}
+
+
+def _with_fitting_negatives(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """RecBole refuses negatives with cross-entropy, which needs none, and fails without them in any other loss."""
+    name, settings = "train_neg_sample_args", dict(settings)
+    loss = {**recbole_keys.defaults(model), **settings}.get("loss_type")
+    if loss == "CE":
+        settings.setdefault(name, None)
+    elif loss is not None and settings.get(name, ...) is None:
+        del settings[name]
+    return settings
 
 
 def columns_of(model: str, domains: Sequence[str], data_path: str | Path) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_gmc.flags import only_program_name
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
@@ -121,8 +120,7 @@ def trained_case(folder: Path, seed: int) -> Case:
     before = logging.root.manager.disable
     logging.disable(logging.INFO)  # else the run's own log would go on
     try:
-        with only_program_name():  # the flags of the speed command are no settings of the run
-            _, model, _, _, _, test = load_data_and_model(folder)
+        _, model, _, _, _, test = load_data_and_model(folder)
     finally:
         logging.disable(before)
     rows = SequenceRows.of(test._dataset)

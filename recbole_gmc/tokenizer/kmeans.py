@@ -1,4 +1,4 @@
-"""k-means by faiss: the one place that imports it."""
+"""k-means by faiss."""
 
 from __future__ import annotations
 

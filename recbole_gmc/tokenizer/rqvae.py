@@ -73,7 +73,8 @@ class ResidualQuantizer(nn.Module):
             with torch.no_grad():
                 distances = squared_distances(residual, codebook)
                 if self.sinkhorn and self.training and level == last:
-                    picked = balanced_assignment(distances).argmax(dim=1)
+                    of_row = residual.square().sum(dim=1, keepdim=True)
+                    picked = balanced_assignment(distances + of_row).argmax(dim=1)
                 else:
                     picked = distances.argmin(dim=1)
             vectors = codebook[picked]
@@ -95,7 +96,8 @@ def squared_distances(points: Tensor, codebook: Tensor) -> Tensor:
 def balanced_assignment(distances: Tensor) -> Tensor:
     """Sinkhorn-Knopp: the transport plan [B, N] under which every code gets an equal share of the batch.
 
-    Distances are centred to [-1, 1] and the plan is computed in float64 (as LC-Rec does), here in the log domain.
+    Squared distances, whole ones, are centred to [-1, 1] and the plan is computed in float64 (as LC-Rec does), here in
+    the log domain.
     """
     low, high = distances.min(), distances.max()
     centred = (distances - (low + high) / 2) / ((high - low) / 2 + 1e-5)

@@ -8,6 +8,8 @@ from typing import Any
 
 from recbole.config import Config
 
+from recbole_gmc.flags import only_program_name
+
 # What RecBole derives again when it builds a Config, or what belongs to one process.
 DERIVED = frozenset(
     """MODEL_TYPE MODEL_INPUT_TYPE eval_type device data_path single_spec local_rank valid_metric_bigger
@@ -29,9 +31,10 @@ def to_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any], **changes: Any) -> Config:
-    """The Config that ``to_json`` was taken from, with some keys changed."""
+    """The Config that ``to_json`` was taken from, with some keys changed; flags of the program around count nothing."""
     rest = {k: v for k, v in values.items() if k not in ("model", "dataset", *GONE)}
-    return Config(model=values["model"], dataset=values["dataset"], config_dict={**rest, **changes})
+    with only_program_name():
+        return Config(model=values["model"], dataset=values["dataset"], config_dict={**rest, **changes})
 
 
 def plain(value: Any) -> Any:

@@ -46,8 +46,7 @@ class GMCPlusTrainer(GMCTrainer):
             for weight in GRID if len(rows) else ():
                 self.model.mix[domain] = weight
                 scores[weight] = calculate_valid_score(self._measure(rows), self.valid_metric)
-            sign = 1 if self.valid_metric_bigger else -1
-            self.model.mix[domain] = max(scores, key=lambda w: sign * scores[w], default=self.model.first_weight)
+            self.model.mix[domain] = max(scores, key=scores.get, default=self.model.first_weight)
             told = ", ".join(f"{weight:g}: {score:.4f}" for weight, score in scores.items())
             title = set_color("Weight of the dense head", "blue") + f" in {domain}"
             self.logger.info(f"{title}: {self.model.mix[domain]:g} ({self.valid_metric} on validation {told})")

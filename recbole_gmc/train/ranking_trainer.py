@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,7 @@ from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.ranking import rank_rows
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.model.generative import GenerativeRecommender
-from recbole_gmc.places import checkpoint_dir, run_dir
+from recbole_gmc.places import alone_in, checkpoint_dir, run_dir
 from recbole_gmc.precision import use_bf16
 from recbole_gmc.settings import TrainSettings, read
 from recbole_gmc.train import run_files, state
@@ -51,9 +52,19 @@ class RankingTrainer(Trainer, ABC):
         """RecBole's evaluate, from lists: plain keys for the user-weighted average, ``<domain>/<metric>`` for each.
 
         After ``fit``, evaluating other data than the validation set is the test: it writes the run's result files.
+
+        Raises:
+            RunError: a test, and another process is at work in the run's folder.
         """
         if not eval_data:
             return None
+        tested = self._valid_data is not None and eval_data is not self._valid_data
+        with alone_in(run_dir(self.config)) if tested else nullcontext():
+            return self._evaluate(eval_data, load_best_model, model_file, show_progress, tested)
+
+    def _evaluate(
+        self, eval_data: Any, load_best_model: bool, model_file: Any, show_progress: bool, tested: bool
+    ) -> Result:
         if load_best_model:
             checkpoint = Checkpoint(model_file or self.saved_model_file)
             self._put(checkpoint)
@@ -64,7 +75,7 @@ class RankingTrainer(Trainer, ABC):
         table = self.rank(rows.to(self.device), users, show_progress)
         self._say_what_is_short(table)
         result = self._metrics(table)
-        if self._valid_data is not None and eval_data is not self._valid_data:
+        if tested:
             self.record.seconds["test"] = perf_counter() - started
             self._write_results(table, result, rows)
         self.wandblogger.log_eval_metrics(self._rounded(result), head="eval")

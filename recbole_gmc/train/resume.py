@@ -7,6 +7,7 @@ from typing import Any
 
 from recbole_gmc import launch
 from recbole_gmc.files import sweep
+from recbole_gmc.places import alone_in
 from recbole_gmc.train.checkpoint import Checkpoint
 
 
@@ -18,9 +19,12 @@ def resume(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the folder holds no whole checkpoint.
+        RunError: another process is at work in it.
     """
     found = Checkpoint(folder)
     settings = {key: value for key, value in found.here().items() if key not in ("model", "dataset")}
-    sweep(Path(settings["run_dir"]))
+    run_dir = Path(settings["run_dir"])
+    with alone_in(run_dir):
+        sweep(run_dir)
     settings["resume"] = str(found.folder)
     return launch.run_recbole(found.config["model"], found.config["dataset"], None, settings)

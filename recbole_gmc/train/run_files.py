@@ -73,6 +73,9 @@ def put(found: Checkpoint, model: GenerativeRecommender) -> None:
     model.mix = found.mix
     if found.adapters is not None:
         (model.adapters or model.add_adapters()).load(found.adapters)
+    elif model.adapters is not None:  # those of what was loaded before
+        for domain in model.adapters.domains:
+            model.adapters.restore(domain, model.adapters.identity(domain))
 
 
 def write_ids(folder: Path, ids: SemanticIds) -> None:

@@ -202,7 +202,7 @@ class StageTrainer(RankingTrainer):
         self.epochs, self.eval_step = stage.epochs, min(stage.eval_step, stage.epochs)
         self.stopping_step = stage.stopping_step
         self.start_epoch = self.cur_step = 0
-        self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
+        self.best_valid_score = -np.inf  # more is better in every metric of lists
         self.best_valid_result = None
         self.optimizer = self._build_optimizer(
             params=self._trained(), learning_rate=stage.learning_rate, weight_decay=stage.weight_decay
@@ -250,7 +250,7 @@ class StageTrainer(RankingTrainer):
     def _valid_epoch(self, valid_data: SequenceRows, show_progress: bool = False) -> tuple[float, Result]:
         result = self._metrics(self.rank_watched(valid_data, show_progress))
         score = calculate_valid_score(result, self.valid_metric)
-        if score >= self.best_valid_score if self.valid_metric_bigger else score <= self.best_valid_score:
+        if score >= self.best_valid_score:
             self.best = self.snapshot()  # RecBole counts a tie as better, too
         curve = self.record.curve
         if not curve or curve[-1]["stage"] != self.stage.name:

@@ -198,9 +198,9 @@ class GMCTrainer(StageTrainer):
         trained, score = self.snapshot(), calculate_valid_score(self._measure(valid), self.valid_metric)
         self.restore(self.model.adapters.identity(self.stage.domain))
         without = calculate_valid_score(self._measure(valid), self.valid_metric)
-        if (score > without) == self.valid_metric_bigger:
+        if better := score > without:
             self.restore(trained)
-        kept = "kept" if (score > without) == self.valid_metric_bigger else "not kept"
+        kept = "kept" if better else "not kept"
         what = "Adapter" if self.lora.kind == "lora" else "Fine-tuning"
         self.logger.info(
             f"{what} of {self.stage.domain} {kept}: {self.valid_metric} {score:.4f} with, {without:.4f} without"
@@ -214,7 +214,7 @@ class GMCTrainer(StageTrainer):
     def backward(self, rows: SequenceRows) -> Tensor:
         """Adds the gradient of the mean loss of an i.i.d. batch.
 
-        Once the device has run out of memory, in smaller chunks: same batch, same gradient.
+        Once the device has run out of memory, in smaller chunks: same batch, same gradient but for dropout's masks.
 
         Raises:
             torch.OutOfMemoryError: even the smallest chunks are too large.

@@ -12,7 +12,7 @@ from typing import Any
 
 from recbole.utils import get_local_time
 
-from recbole_gmc import keys, recbole_keys, registry
+from recbole_gmc import keys, recbole_keys
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import refuse_unwritable, safe_name
 from recbole_gmc.flags import flags_of
@@ -82,12 +82,12 @@ def parse(arguments: Sequence[str]) -> Request:
 
 
 def _refuse_idle(space: Space, model: str, flags: Mapping[str, str]) -> None:
-    """Refuses a setting that is fixed by a flag, too, or that a model of RecBole's own does not read."""
-    known = recbole_keys.known() | planning.OURS
+    """Refuses a setting that is fixed by a flag, too, or that the model does not read."""
+    unread = keys.unread(model, space.ranges)
     for name in space.ranges:
         if name in flags:
             raise SettingError("is fixed by a flag and in the search space, too", f"--{name}", "Leave one of them out")
-        if registry.entry(model) is None and name not in known:
+        if name in unread:
             raise SettingError(f"{model} does not read it, so all trials would be equal", name, "Leave it out")
 
 

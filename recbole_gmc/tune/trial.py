@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
@@ -10,11 +11,13 @@ from time import perf_counter
 from typing import Any
 
 from recbole_gmc import logs
-from recbole_gmc.errors import CheckpointError, DataError, DependencyError, GMCError
+from recbole_gmc.errors import CheckpointError, DataError, DependencyError, GMCError, RunError
 from recbole_gmc.evaluate.split import VALIDATED
 from recbole_gmc.files import hash_of, read_json, write_json
 from recbole_gmc.flags import only_program_name
 from recbole_gmc.running.planning import DomainPlan, Plan
+from recbole_gmc.settings import TrainSettings, read
+from recbole_gmc.train.budget import Budget
 
 FILE = "trial.json"
 Report = Callable[[int, float], None]  # epoch, validation score
@@ -112,12 +115,14 @@ def _fit(plan: Plan, folder: Path, report: Report | None) -> dict[str, Any]:
         found = _fit_whole(plan.model, plan.dataset, plan.files, settings, report, alone=True)
         return {name: value for name, value in found.items() if name != "users"}
     parts: dict[str, dict[str, Any]] = {}
-    for domain in plan.domains:
-        own = plan.of_domain(domain, folder)
+    budget = Budget(read(TrainSettings, plan.settings).budget_minutes)
+    for left, domain in zip(range(len(plan.domains), 0, -1), plan.domains, strict=True):
+        share, own = budget.share(left), plan.of_domain(domain, folder)
         if plan.ours:  # with more than one domain, whose scores are not those of all
-            parts[domain] = _fit_whole(plan.model, domain, (), dict(own.settings), None, alone=False)
+            settings = dict(own.within(share).settings)
+            parts[domain] = _fit_whole(plan.model, domain, (), settings, None, alone=False)
         else:
-            parts[domain] = _fit_single(own, report if len(plan.domains) == 1 else None)
+            parts[domain] = _fit_single(own, report if len(plan.domains) == 1 else None, share)
     users = {domain: part.pop("users") for domain, part in parts.items()}
     _refuse_unscored(sum(users.values()))
     scored = {domain: part for domain, part in parts.items() if users[domain]}
@@ -175,9 +180,11 @@ def _go_on(folder: Path) -> dict[str, str]:
     return {} if found is None else {"resume": str(found.folder)}
 
 
-def _fit_single(plan: DomainPlan, report: Report | None) -> dict[str, Any]:
+def _fit_single(plan: DomainPlan, report: Report | None, budget: Budget) -> dict[str, Any]:
     from recbole_gmc.running import single
 
-    fitted = single.fit_domain(plan, report)
+    fitted = single.fit_domain(plan, report, budget)
+    if fitted.users and not math.isfinite(fitted.score):
+        raise RunError("its time was up before the first validation", plan.domain, "Raise budget_minutes")
     epochs = len(fitted.trainer.train_loss_dict)
     return {"score": float(fitted.score), "valid": dict(fitted.valid), "epochs": epochs, "users": fitted.users}
