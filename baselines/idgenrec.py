@@ -55,7 +55,8 @@ class IDGenRec(GMC):
 class IDGenRecTrainer(GMCTrainer):
     """GMC's trainer with words for IDs."""
 
-    def _refuse_unfit(self, config: Config, items: ItemIndex) -> None:
+    @classmethod
+    def refuse_unfit(cls, config: Config, items: ItemIndex) -> None:
         settings = read(IDGenRecSettings, config)
         if settings.min_words > settings.max_words:
             what = f"{settings.min_words} is above idgen_max_words {settings.max_words}"

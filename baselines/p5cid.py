@@ -39,9 +39,10 @@ class P5CID(GMC):
 
 
 class P5CIDTrainer(GMCTrainer):
-    """GMC's trainer with IDs from the training interactions; item text is never read."""
+    """GMC's trainer with IDs from the training interactions; item text decides nothing."""
 
-    def _refuse_unfit(self, config: Config, items: ItemIndex) -> None:
+    @classmethod
+    def refuse_unfit(cls, config: Config, items: ItemIndex) -> None:
         """Nothing is read but the interactions."""
 
     def _make_ids(self, dataset: GMCDataset, show_progress: bool) -> Prepared:

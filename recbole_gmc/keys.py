@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
 from recbole_gmc import lookup, recbole_keys, registry
 from recbole_gmc.errors import SettingError
 from recbole_gmc.files import refuse_unwritable, safe_name
@@ -25,11 +27,14 @@ from recbole_gmc.settings import (
 FINISHED = "finished_domains"  # domain -> a run with equal settings that has it, for a model run once a domain
 RUN_KEYS = frozenset(
     "model dataset config_files config_file_list run_dir cache_dir resume embedded_data worker encoding "
-    "nproc ip port world_size group_offset offset local_rank gpu_id device log_tensorboard".split()
+    "nproc ip port world_size group_offset offset local_rank gpu_id device".split()
 ) | {FINISHED}
 METRICS = ("recall", "ndcg", "mrr", "hit", "precision", "map")
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 
+# Keys of RecBole that mean something to its own models alone: users are ranked in groups of ``decode_batch_users``,
+# rows stay on the device, and of columns only users, items and times are read, and those of ``text_fields``.
+NOT_READ = frozenset("eval_batch_size worker seq_len unused_col load_col unload_col".split())
 
 # Keys of RecBole that a run of ours cannot honour: the values that mean "not used", and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -49,6 +54,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "numerical_features": ((None, []), "only users, items and times are read"),
     "alias_of_user_id": ((None,), "only users, items and times are read"),
     "alias_of_item_id": ((None,), "only users, items and times are read"),
+    "preload_weight": ((None,), "only users, items and times are read"),
+    "discretization": ((None,), "only users, items and times are read"),
     "encoding": ((None, "utf-8", "utf8", "UTF-8"), "files are read as UTF-8"),
     "device": ((None,), "it follows from use_gpu and gpu_id"),
 }
@@ -75,10 +82,10 @@ def unread(model: str, given: Iterable[str]) -> tuple[str, ...]:
         own = recbole_keys.known() | {"budget_minutes", "cpu_threads", "max_prefixes", "domains", "text_fields"}
     elif entry.properties is not None and entry.properties.is_file():
         own = recbole_keys.defaults(None).keys() | recbole_keys.arguments() | recbole_keys.names_in(entry.properties)
-        own |= keys_of(DataSettings).keys()
+        own = (own | keys_of(DataSettings).keys()) - NOT_READ
     else:
         return ()
-    return tuple(sorted((known_keys() & set(given)) - own - RUN_KEYS))
+    return tuple(sorted((known_keys() & set(given)) - own - (RUN_KEYS - NOT_READ)))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -132,12 +139,10 @@ def check(
     if settings.get("semantic_ids_path") is not None and not read(SharingSettings, settings).tokenizer:
         what = "False makes a tokenizer a domain, but the IDs are imported from semantic_ids_path"
         raise SettingError(what, where="shared_tokenizer", mend="Leave one of the two out")
-    if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
-        raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
     _refuse_unusable(settings, REFUSED)
     if (settings.get("nproc") or 1) != 1:
         raise SettingError("more than one process is not supported", where="nproc", mend="Leave the key out")
-    settings["eval_args"] = _checked_protocol(settings.get("eval_args"))
+    settings["eval_args"] = protocol(settings.get("eval_args"))
     _check_metrics(settings, read(DecodeSettings, settings).beam_size)
     return settings
 
@@ -155,15 +160,27 @@ def check_single(model: str, settings: Mapping[str, Any], usual: Mapping[str, An
     read(TrainSettings, settings, usual)
     read(DataSettings, settings, usual)
     _check_places(settings)
-    _refuse_unusable(settings, ("benchmark_filename", "encoding", *(name for name in REFUSED if "save" in name)))
-    _checked_protocol(settings.get("eval_args"))
+    names = ("benchmark_filename", "encoding", "device", *(name for name in REFUSED if "save" in name))
+    _refuse_unusable(settings, names)
+    protocol(settings.get("eval_args"))
     _check_metrics(settings)
 
 
+def refuse_absent_gpu(given: Mapping[str, Any]) -> None:
+    """Raises ``SettingError`` if a user asks for a GPU where there is none; RecBole would take the CPU in silence."""
+    asked = next((name for name in ("use_gpu", "gpu_id") if given.get(name) not in (None, "", False)), None)
+    if asked and given.get("use_gpu") is not False and not torch.cuda.is_available():
+        raise SettingError(f"{given[asked]!r}, but torch finds no GPU", asked, "Leave the key out to use the CPU")
+
+
 def _refuse_unusable(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+    if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
+        raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
     for name in names:
         unused, reason = REFUSED[name]
-        if not any(settings.get(name) is value or settings.get(name) == value for value in unused):
+        given = settings.get(name)
+        given = given.lower() if name == "learner" and isinstance(given, str) else given  # as RecBole takes it
+        if not any(given is value or given == value for value in unused):
             raise SettingError(f"{settings[name]!r} cannot be used: {reason}", where=name, mend="Leave the key out")
 
 
@@ -185,7 +202,12 @@ def _check_adapted(lora: LoraSettings, network: T5Settings) -> None:
             raise SettingError(what, "lora_target_modules", mend)
 
 
-def _checked_protocol(given: Any) -> dict[str, Any]:
+def protocol(given: Any) -> dict[str, Any]:
+    """The whole of ``eval_args``, of which the parts given may only say what holds anyway.
+
+    Raises:
+        SettingError: another split, order or way of ranking.
+    """
     mend = (
         "Leave the key out: it is leave-one-out in order of time (split: {LS: valid_and_test}, order: TO), mode: full"
     )

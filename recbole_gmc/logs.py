@@ -25,6 +25,7 @@ LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "wa
 
 
 TABLES = logging.getLogger("recbole_gmc.tables")
+TABLES.setLevel(logging.INFO)  # what a run is for is shown with ``state: warning``, too
 
 _command: ContextVar[str | None] = ContextVar("command", default=None)
 
@@ -64,6 +65,17 @@ def tables_later() -> Iterator[None]:
         yield
     finally:
         TABLES.disabled = False
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing is logged, errors excepted: for work that is done again, and told then."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class RunFile(logging.FileHandler):

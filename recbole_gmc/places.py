@@ -10,11 +10,13 @@ from pathlib import Path
 from recbole.config import Config
 from recbole.utils import get_local_time
 
-from recbole_gmc.errors import RunError
+from recbole_gmc.errors import RunError, SettingError
 from recbole_gmc.files import locked, refuse_unwritable, safe_name
 from recbole_gmc.lookup import CACHE
 
 LOCK = ".lock"  # in a run's folder
+POINTER = "checkpoint.json"  # there, to a checkpoint that is kept elsewhere
+DOMAINS_NOTE = "domains.json"  # there, of a run that takes its domains one at a time
 
 
 @contextmanager
@@ -30,6 +32,13 @@ def alone_in(folder: Path) -> Iterator[None]:
         if lock is None:
             raise RunError("another process is at work in it", str(folder), "Wait for it, or name another run_dir")
         yield
+
+
+def refuse_run_in(folder: Path) -> None:
+    """Raises ``SettingError`` where a run stands already, which a second one would overwrite."""
+    if any((folder / name).exists() for name in ("result.json", "checkpoint", "domains", POINTER, DOMAINS_NOTE)):
+        mend = f"Go on with it by --resume={folder}, or name another folder"
+        raise SettingError(f"{str(folder)!r} holds a run already", "run_dir", mend)
 
 
 def cache_dir(config: Config) -> Path:

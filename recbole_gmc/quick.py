@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from recbole_gmc import launch, logs, lookup
-from recbole_gmc.errors import SettingError
 from recbole_gmc.files import read_json, refuse_unwritable
 from recbole_gmc.flags import only_program_name
-from recbole_gmc.places import new_run_dir
+from recbole_gmc.places import new_run_dir, refuse_run_in
 from recbole_gmc.running.planning import plan
-from recbole_gmc.running.progress import NOTE
-from recbole_gmc.train.checkpoint import POINTER
 
 logger = getLogger("recbole_gmc.running")
 
@@ -81,9 +78,7 @@ def run_folder(settings: Mapping[str, Any], model: str, dataset: str) -> Path:
         SettingError: a run is there already, which a second one would overwrite, or nothing can be written there.
     """
     folder = lookup.place(settings, "run_dir") or new_run_dir(model, dataset)
-    if any((folder / name).exists() for name in ("result.json", "checkpoint", "domains", POINTER, NOTE)):
-        mend = f"Go on with it by --resume={folder}, or name another folder"
-        raise SettingError(f"{str(folder)!r} holds a run already", "run_dir", mend)
+    refuse_run_in(folder)
     refuse_unwritable(folder, "run_dir", "Name another place")
     return folder
 

@@ -105,7 +105,9 @@ def check(model: str | None, settings: Mapping[str, Any], usual: Mapping[str, An
     Raises:
         SettingError: the first such value, with its key.
     """
-    read(RecBoleSettings, settings, usual)
+    learner = settings.get("learner")
+    lower = {"learner": learner.lower()} if isinstance(learner, str) else {}  # as RecBole takes it
+    read(RecBoleSettings, {**settings, **lower}, usual)
     read(_typed(model), settings, usual)
     _check_texts(settings)
 

@@ -263,7 +263,7 @@ def test_changed_data_or_settings_are_refused(done, data):
     run.refuse_other(done)
     with pytest.raises(SettingError, match=r"other settings \(epochs: None, now 3\)"):
         run.refuse_other(plan_of(data, "--seeds=2", "--epochs=3"))
-    run.refuse_other(plan_of(data, "--seeds=2", "--log_tensorboard=False", f"--cache_dir={data / 'cache'}"))
+    run.refuse_other(plan_of(data, "--seeds=2", "--show_progress=False", f"--cache_dir={data / 'cache'}"))
     with (data / "data/A/A.inter").open("a") as file:
         file.write("u9\ta\t0\n")
     with pytest.raises(SettingError, match=r"other data \(A.inter\)"):

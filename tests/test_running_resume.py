@@ -10,7 +10,8 @@ from run_help import python, tiny, write_both
 from recbole_gmc import cli, quick
 from recbole_gmc.benchmark import run as benchmark_run
 from recbole_gmc.files import locked, read_json
-from recbole_gmc.running import progress, single
+from recbole_gmc.places import DOMAINS_NOTE
+from recbole_gmc.running import single
 from recbole_gmc.train.budget import Budget
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.trainer import GMCTrainer
@@ -84,7 +85,7 @@ def test_it_ends_as_one_that_never_stopped(tmp_path, model, monkeypatch, capsys)
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     shown = python("-m", "recbole_gmc", f"--resume={folder}", cwd=tmp_path)
     assert "average" in shown.stdout + shown.stderr, "also where nothing is left to do"
-    spent = read_json(folder / progress.NOTE)["spent"]
+    spent = read_json(folder / DOMAINS_NOTE)["spent"]
     assert spent.keys() == {"Big", "Small"} and spent["Big"] > 0
     assert spent["Small"] > before_stop
 
@@ -95,14 +96,14 @@ def test_what_cannot_go_on_is_said(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_in(patch, "SASRec", "Small")
         quick.run("SASRec", "both", (), settings_of(tmp_path, "SASRec", "stopped"))
-    note = (folder / progress.NOTE).read_text()
+    note = (folder / DOMAINS_NOTE).read_text()
     with locked(folder / ".lock"):
         assert cli.main([f"--resume={folder}"]) != 0
         assert "another process is at work in it" in capsys.readouterr().err
-    (folder / progress.NOTE).write_text(note[:-20])
+    (folder / DOMAINS_NOTE).write_text(note[:-20])
     assert cli.main([f"--resume={folder}"]) == 2
-    assert f"{folder / progress.NOTE}: the note on the run is damaged" in capsys.readouterr().err
-    (folder / progress.NOTE).write_text(note)
+    assert f"{folder / DOMAINS_NOTE}: the note on the run is damaged" in capsys.readouterr().err
+    (folder / DOMAINS_NOTE).write_text(note)
     file = tmp_path / "Big/Big.inter"
     file.write_bytes(file.read_bytes() + b"u1\tbig-1\t99\n")
     assert cli.main([f"--resume={folder}"]) == 2

@@ -16,6 +16,7 @@ from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.evaluate.significance import LEVEL, RESAMPLES, Difference, paired_bootstrap
 from recbole_gmc.files import read_json
+from recbole_gmc.values import at_home
 
 FILES = {"valid": "valid_topk.tsv", "test": "topk.tsv"}
 OWN = ("compare", "on", "output", "dataset", "unseen")
@@ -71,7 +72,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
         if key not in OWN or not word.startswith("--") or not value or key in found:
             mend = "It takes --compare=A,B, --on=valid|test, --unseen=<data_path> and --output or --dataset, each once"
             raise SettingError(f"{word!r} does not go with --compare", "benchmark", mend)
-        found[key] = value
+        found[key] = ",".join(map(at_home, value.split(",")))
     if found.get("on", "valid") not in FILES:
         raise SettingError(f"{found['on']!r} is unknown", "--on", "Choose valid or test")
     return found

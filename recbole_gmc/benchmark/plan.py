@@ -22,7 +22,7 @@ DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
 # What decides no result: places, whose files are hashed, and what is shown while a cell runs.
 PLACES = ("data_path", "text_embedding_path", "cache_dir")
-SHOWN = ("show_progress", "log_tensorboard", "log_wandb", "wandb_project", "state")
+SHOWN = ("show_progress", "log_wandb", "wandb_project", "state")
 CONTENTS = ("semantic_ids_path", "word_drop_embedding_path")
 OF_DOMAINS = ("dataset", "domains", "of_domain")
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file", "missing_text")
@@ -123,7 +123,7 @@ def flags_apart(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str
                 raise SettingError("has no value", f"--{key}", f"Write --{key}=value")
             if key in own:
                 raise SettingError("given twice", f"--{key}", "Give it once")
-            own[key] = value
+            own[key] = values.at_home(value)
         else:
             rest.append(word)
     flags = flags_of(rest, OWN)
@@ -226,6 +226,9 @@ def _embeddings(settings: Mapping[str, Any], domains: Sequence[str]) -> dict[str
     """Raises ``DataError`` for a file of ready embeddings that is not there."""
     given = settings.get("text_embedding_path")
     found = {}
+    if isinstance(given, Mapping) and (missing := [domain for domain in domains if domain not in given]):
+        mend = "Give one .npy file a domain, as {<domain>: <file>.npy}"
+        raise DataError(f"no embedding file for {', '.join(missing)}", "text_embedding_path", mend)
     for domain, file in given.items() if isinstance(given, Mapping) else ():  # what else it may be, each run says
         if domain in domains:
             found[domain] = Path(str(file)).expanduser()

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import IO, Any
 
 import recbole_gmc
-from recbole_gmc import keys
+from recbole_gmc import keys, registry
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.data.atomic import hash_domains
 from recbole_gmc.errors import CheckpointError, GMCError, SettingError
@@ -83,8 +83,10 @@ def refuse_bad(benchmark: Benchmark) -> None:
 
     left = [cell for cell in benchmark.cells if status(cell) != DONE]
     if left:
-        raw = {"USER_ID_FIELD": benchmark.raw.columns[0], "field_separator": benchmark.raw.separator}
-        refuse_bad_files(benchmark.data_path, benchmark.domains, raw)
+        user, item, _ = benchmark.raw.columns
+        raw = {"USER_ID_FIELD": user, "ITEM_ID_FIELD": item, "field_separator": benchmark.raw.separator}
+        texts = any(registry.entry(cell.model) is not None for cell in left)
+        refuse_bad_files(benchmark.data_path, benchmark.domains, raw, texts)
     for cell in {cell.row: cell for cell in left}.values():  # its seeds differ in nothing that is checked
         flags = flags_of(cell.arguments)
         model, dataset, files = flags.pop("model"), flags.pop("dataset"), flags.pop("config_files", "").split()

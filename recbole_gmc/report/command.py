@@ -11,6 +11,7 @@ from recbole_gmc.errors import DependencyError, GMCError, SettingError
 from recbole_gmc.files import new_file, refuse_unwritable, telling_where
 from recbole_gmc.report import facts
 from recbole_gmc.report.runs import DomainData, Run, failures, find_runs, read_domain
+from recbole_gmc.values import at_home
 
 HELP = """\
 usage: recbole-gmc report <run folder or folder of runs> ... [--<flag>=<value> ...]
@@ -42,13 +43,13 @@ def run(arguments: Sequence[str]) -> None:
     folders, flags = [], {}
     for argument in arguments:
         if not argument.startswith("-"):
-            folders.append(argument)
+            folders.append(at_home(argument))
             continue
         name, equals, value = argument[2:].partition("=")
         if name not in FLAGS or not equals or not value:
             near = keys.nearest(name, FLAGS) if name not in FLAGS else ""
             raise SettingError(f"unknown or empty flag {argument!r}{near}", "report", "See `recbole-gmc report --help`")
-        flags[name] = value
+        flags[name] = at_home(value)
     if not folders:
         raise SettingError("no run folder is named", "report", "Write `recbole-gmc report runs/<folder>`")
     most = flags.get("tsne_items", str(TSNE_ITEMS))

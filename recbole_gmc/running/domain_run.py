@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from recbole_gmc.evaluate import results
 from recbole_gmc.evaluate.topk import LISTS, VALID_LISTS, TopKTable
 from recbole_gmc.files import read_json, telling_where, write_json
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.logs import TABLES
 from recbole_gmc.train.checkpoint import Checkpoint
 
 FACTS = ("certified", "tokenizer", "reused", "precision", "hashes")
@@ -73,8 +73,7 @@ def union(tables: Mapping[str, TopKTable]) -> TopKTable:
 def write(folder: Path, model: str, dataset: str, runs: Mapping[str, DomainRun], settings: Mapping[str, Any]) -> None:
     """What ``save`` writes, and the table on the terminal."""
     report = save(folder, model, dataset, runs, settings)
-    getLogger().info(f"{model} on {dataset}, test:\n{results.draw(report)}")
-    getLogger().info(f"Results are in {folder}")
+    TABLES.info(results.told(report, folder))
 
 
 def save(

@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_gmc import launch, logs, recbole_keys, registry, values
+from recbole.config import Config
+
+from recbole_gmc import keys, launch, logs, recbole_keys, registry, values
 from recbole_gmc.data.atomic import read_atomic
+from recbole_gmc.data.text import read_domain_text
+from recbole_gmc.errors import DataError, SettingError
+from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.evaluate.split import refuse_untested
 from recbole_gmc.places import alone_in
 from recbole_gmc.running import domain_run, finished, single
@@ -26,12 +31,12 @@ def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
     """Runs the model once a domain and writes the files of all of them together: domain -> what its run left.
 
     Raises:
-        SettingError: what RecBole refuses of the settings, before there is a folder.
+        GMCError: what the run of any domain refuses of settings or data, before there is a folder.
         RunError: another process is at work in the folder.
     """
     plan.refuse_bad(folder)
-    if len(plan.domains) == 1:
-        return _run(DomainsProgress.begin(plan, folder))
+    if plan.ours:
+        _refuse_unfit(plan, folder)
     with alone_in(folder):
         return _run(DomainsProgress.begin(plan, folder))
 
@@ -90,12 +95,17 @@ def run_ours(plan: DomainPlan, budget: Budget) -> DomainRun:
 
 
 def run_recboles(plan: DomainPlan, budget: Budget, keep: bool) -> DomainRun:
-    """One domain of one of RecBole's own models; what it left is kept in a folder inside the run's, if asked to."""
-    place = Path(plan.settings["run_dir"], "domains", plan.domain)
-    if not keep:
-        return single.run_domain(plan, budget)
+    """One domain of one of RecBole's own models.
+
+    Args:
+        keep: what it leaves is kept in a folder inside the run's, for a run of more domains that is stopped later.
+    """
+    place = Path(plan.settings["run_dir"])
+    place = place / "domains" / plan.domain if keep else place
     if not (place / "result.json").is_file():
         found = single.run_domain(plan, budget)
+        if not keep:
+            return found
         domain_run.save(place, plan.model, plan.domain, {plan.domain: found}, {"seed": SEED, **plan.settings})
     return finished.read_recboles(place, plan)  # also what was just saved: scores are rounded there
 
@@ -106,20 +116,53 @@ def _spent_in(plan: DomainPlan) -> float:
     return found.progress().record.cpu_seconds if found is not None else 0.0
 
 
-def refuse_bad_files(root: Path, domains: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Reads every domain's interactions as GMC does, so that a bad file is refused by line, whatever the model.
+def _refuse_unfit(plan: Plan, folder: Path) -> None:
+    """Reads all domains of a registered model's run, so that a bad one is refused before the first is trained."""
+    entry = registry.entry(plan.model)
+    refuse = getattr(registry.load(entry.trainer), "refuse_unfit", None) if entry.trainer else None
+    for domain in plan.domains if refuse and entry.dataset else ():
+        config = Config(plan.model, domain, [], dict(plan.of_domain(domain, folder).settings))
+        with logs.silent():
+            items = registry.load(entry.dataset)(config).items
+        refuse(config, items)
 
-    A domain whose users are all too short is refused, too, before the domains in front of it are trained.
+
+def refuse_bad_files(root: Path, domains: Sequence[str], settings: Mapping[str, Any], texts: bool = False) -> None:
+    """Reads every domain's files, so that a bad one is refused by line, whatever the model, before any is trained.
+
+    A domain whose users are all too short is refused, too, and one whose ``.item`` lacks columns to load.
+
+    Args:
+        texts: whether a model reads the item text.
 
     Raises:
-        DataError: a file that ``AtomicFile`` refuses, or a domain without test users.
+        DataError: a file that ``AtomicFile`` refuses, a missing column, or a domain without test users.
     """
     usual = {**recbole_keys.defaults(None), **settings}
+    user, item, separator = usual["USER_ID_FIELD"], usual["ITEM_ID_FIELD"], usual["field_separator"]
     for domain in domains:
         if domain == "ml-100k" and not (root / domain).is_dir():
             continue  # RecBole carries that one itself
-        file = read_atomic(root / domain / f"{domain}.inter", usual["field_separator"])
+        file = read_atomic(root / domain / f"{domain}.inter", separator)
         for name, kind in file.types.items():
             if kind == "float":
                 file.numbers(name)
-        refuse_untested(Counter(file.columns.get(usual["USER_ID_FIELD"], ())).values(), domain)
+        refuse_untested(_lengths(root, domain, usual) or Counter(file.columns.get(user, ())).values(), domain)
+        place = root / domain / f"{domain}.item"
+        if texts:
+            read_domain_text(place, domain, None, item_field=item, separator=separator)
+        columns = {**usual, **settings.get("of_domain", {}).get(domain, {})}["load_col"] or {}
+        loaded = columns.get("item") or ()
+        there = read_atomic(place, separator).columns if loaded else {}
+        if missing := [name for name in loaded if name not in there]:
+            what = f"no column {missing[0]!r}{keys.nearest(missing[0], there)}"
+            raise DataError(what, str(place), "Name others in load_col, or add it")
+
+
+def _lengths(root: Path, domain: str, settings: Mapping[str, Any]) -> list[int]:
+    """Interactions of each user that a filter by their numbers leaves; nothing where there is no such filter."""
+    try:
+        raw = RawData.of(settings)
+        return [len(sequence) for sequence in raw.sequences(root, domain).values()] or [0] if any(raw.core) else []
+    except (SettingError, ValueError, IndexError):  # what is wrong or rare there, the run itself says
+        return []

@@ -164,6 +164,7 @@ def plan(
             raise SettingError(f"no {name} is named", where=name, mend=f"Give --{name}=<name>")
     hooks.refuse_unknown_model(model)
     settings = {**sections.for_model(in_files, model), **parsed}
+    keys.refuse_absent_gpu(settings)
     entry = registry.entry(model)
     many = [name for name, value in processes.items() if (name, value) != ("nproc", 1)]
     if many := many + [name for name in ("local_rank", "offset") if name in settings]:
@@ -209,6 +210,11 @@ def _protocol_settings(model: str, layer: Mapping[str, Any], given: Mapping[str,
     for own in [columns.get(domain, {}) for domain in domains or ("",)]:
         keys.check_single(model, {**settings, **own}, usual)
         refusals.refuse_other_kinds(model, {**usual, **settings, **own})
+    settings["eval_args"] = keys.protocol(settings.get("eval_args"))
+    if "load_col" not in {**layer, **given}:
+        named = {**usual, **settings}
+        columns_read = [named[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+        settings["load_col"] = {"inter": list(dict.fromkeys([*columns_read, *(named.get("val_interval") or ())]))}
     return {**settings, **({"of_domain": columns} if columns else {})}
 
 

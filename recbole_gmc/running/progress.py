@@ -9,10 +9,9 @@ from pathlib import Path
 from recbole_gmc.data.atomic import hash_domains, refuse_changed
 from recbole_gmc.errors import CheckpointError
 from recbole_gmc.files import read_json, write_json
+from recbole_gmc.places import DOMAINS_NOTE
 from recbole_gmc.running.planning import Plan
 from recbole_gmc.train.config_json import plain
-
-NOTE = "domains.json"  # in the run's folder
 
 
 @dataclass
@@ -35,7 +34,7 @@ class DomainsProgress:
         Raises:
             CheckpointError: a damaged note, or data that have changed since.
         """
-        note = folder / NOTE
+        note = folder / DOMAINS_NOTE
         try:
             facts = dict(read_json(note))
             plan = Plan(facts["model"], facts["dataset"], (), dict(facts["settings"]), whole=False)
@@ -46,9 +45,7 @@ class DomainsProgress:
         return cls(plan, folder, data, spent)
 
     def write(self) -> None:
-        """Leaves the note; a run of one domain needs none."""
-        if len(self.plan.domains) == 1:
-            return
+        """Leaves the note."""
         settings = {name: plain(value) for name, value in self.plan.settings.items()}
         facts = {
             "model": self.plan.model,
@@ -57,9 +54,9 @@ class DomainsProgress:
             "data": dict(self.data),
             "spent": self.spent,
         }
-        write_json(self.folder / NOTE, facts)
+        write_json(self.folder / DOMAINS_NOTE, facts)
 
 
 def begun(folder: Path) -> bool:
     """Whether a run that takes its domains one at a time stands there, finished or not."""
-    return (folder / NOTE).is_file()
+    return (folder / DOMAINS_NOTE).is_file()

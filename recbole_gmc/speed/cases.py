@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,15 +113,12 @@ def trained_case(folder: Path, seed: int) -> Case:
     Raises:
         CheckpointError: the folder holds no checkpoint, or a damaged one.
     """
+    from recbole_gmc import logs
     from recbole_gmc.data.rows import SequenceRows
     from recbole_gmc.loading import load_data_and_model
 
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)  # else the run's own log would go on
-    try:
+    with logs.silent():  # else the run's own log would go on
         _, model, _, _, _, test = load_data_and_model(folder)
-    finally:
-        logging.disable(before)
     rows = SequenceRows.of(test._dataset)
     domain = int(rows.domain.bincount().argmax())
     rows = rows.of_domain(domain)

@@ -16,6 +16,7 @@ from recbole_gmc.errors import CheckpointError, SettingError
 from recbole_gmc.files import refuse_unwritable, write_json
 from recbole_gmc.settings import TokenizerSettings, read
 from recbole_gmc.speed.measure import PartResult, Row, SpeedOptions, machine
+from recbole_gmc.values import at_home
 
 PARTS = ("decode", "train", "tokenizer", "trie")
 NUMBERS = {"threads": (1, 4096), "rounds": (1, 10**6), "seed": (0, 2**31 - 1), "width": (2, 65_536)}  # flag: bounds
@@ -67,7 +68,7 @@ def parse(arguments: Sequence[str]) -> tuple[tuple[str, ...], SpeedOptions, Path
             if not rest or rest[0].startswith("--"):
                 raise SettingError("has no value", f"--{flag}", f"Write --{flag}=value")
             value = rest.pop(0)
-        values[flag] = value
+        values[flag] = at_home(value)
     for part in parts:
         if part not in PARTS:
             raise SettingError(

@@ -22,12 +22,12 @@ from recbole_gmc.files import hash_file, new_folder, read_json, recover, standin
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
 from recbole_gmc.model.copies import DomainCopies, DomainWeights
+from recbole_gmc.places import POINTER
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 from recbole_gmc.train.state import Progress
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-POINTER = "checkpoint.json"
 NEEDED = ("config.json", "model.safetensors", "progress.json", "progress.safetensors")
 IDS = "semantic_ids"  # of the models that generate them; others have ITEMS instead
 ITEMS = "items.json"
@@ -159,6 +159,15 @@ def _of_run(folder: Path) -> Path:
     return folder
 
 
+def _elsewhere(folder: Path) -> str:
+    """What to give instead of a folder without a checkpoint."""
+    if inside := sorted(str(part.parent) for part in folder.glob("domains/*/checkpoint")):
+        return f"Each domain has its own: give one of {', '.join(inside)}"
+    if theirs := sorted(map(str, folder.glob("checkpoint/*/*.pth"))):
+        return f"RecBole's load_data_and_model takes its own models' files: {', '.join(theirs)}"
+    return "Give a run folder or its checkpoint folder"
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file; tensors that share memory are written apart."""
     save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path)
@@ -180,7 +189,7 @@ class Checkpoint:
         self.folder = _of_run(Path(folder))
         self._place = standing(self.folder)
         if not (self._place / MANIFEST).is_file():
-            raise CheckpointError("no checkpoint here", str(folder), "Give a run folder or its checkpoint folder")
+            raise CheckpointError("no checkpoint here", str(folder), _elsewhere(Path(folder)))
         self._verify()
         self.config: dict[str, Any] = self.json("config.json")
         self.items = self._items()

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.places import alone_in, run_dir
+from recbole_gmc.places import alone_in, refuse_run_in, run_dir
 from recbole_gmc.train import run_files, state, step
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
+from recbole_gmc.train.curves import StageCurves
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.state import Progress, StageState
@@ -107,8 +108,11 @@ class StageTrainer(RankingTrainer):
             Validation score and result over all users, after the last stage.
 
         Raises:
-            RunError: another process is at work in the run's folder, or loss or gradient is not a number.
+            SettingError: the run's folder holds another run.
+            RunError: another process is at work there, or loss or gradient is not a number.
         """
+        if saved and not self._saved and not self.config["resume"]:
+            refuse_run_in(run_dir(self.config))
         with alone_in(run_dir(self.config)) if saved else nullcontext():
             return self._fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
 
@@ -162,11 +166,14 @@ class StageTrainer(RankingTrainer):
         self._enter(stage, self._rows_an_epoch(train))
         self._begin(watched)
         if len(train) and self.start_epoch < self.epochs:
+            whole, self.tensorboard = self.tensorboard, StageCurves(self.tensorboard, stage.name)
             try:
                 super().fit(train, watched, **loop)
             except BudgetReached:
                 self.record.limited = True
                 self.logger.info(f"budget_minutes reached: {stage.name} ends with its best weights so far")
+            finally:
+                self.tensorboard = whole
         if self.best:
             self.restore(self.best)
         self._end(every)

@@ -44,14 +44,16 @@ class GMCTrainer(StageTrainer):
 
     def __init__(self, config: Config, model: GenerativeRecommender) -> None:
         if model.semantic_ids is None and not config["resume"]:
-            self._refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
+            self.refuse_unfit(config, model.items)  # before RecBole's Trainer makes the run's folder
         super().__init__(config, model)
         self.lora, self.sharing = read(LoraSettings, config), read(SharingSettings, config)
         self.plan = Stage.planned(config, self.settings, self.lora, self.sharing, model.items.domains)
 
     # ---- semantic IDs, which another model may make in its own way ------------------------------------------------
 
-    def _refuse_unfit(self, config: Config, items: ItemIndex) -> None:
+    @classmethod
+    def refuse_unfit(cls, config: Config, items: ItemIndex) -> None:
+        """Raises ``GMCError`` for what the run would need and not find, before any work."""
         refuse_unfit(config, items)
 
     def _make_ids(self, dataset: GMCDataset, show_progress: bool) -> Prepared:

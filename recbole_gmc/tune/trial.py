@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from logging import getLogger
@@ -89,6 +90,8 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
     if done is not None and done.state != "failed":  # what made it fail may be mended
         getLogger().info(f"Trial {name}: done before, score {done.score}")
         return done
+    if not _go_on(folder):
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).unlink(missing_ok=True)
     started = perf_counter()
