@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from recbole.config import Config
 from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from recbole_gmc.baselines.dense import DenseNetwork, DenseRecommender
 from torch import Tensor, nn
 
@@ -19,7 +18,8 @@ from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.files import hash_of
 from recbole_gmc.items import ItemIndex
-from recbole_gmc.settings import DecodeSettings, Lookup, TrainSettings, key, read
+from recbole_gmc.model.of_domains import DomainsRecommender
+from recbole_gmc.settings import Lookup, TrainSettings, key, read
 from recbole_gmc.train.stage import Stage
 
 PRETRAIN = "pretrain"
@@ -74,32 +74,23 @@ class Inputs:
         return replace(self, items=self.items.to(device), domains=domains, more=more)
 
 
-class TransferModel(SequentialRecommender, ABC):
+class TransferModel(DomainsRecommender, ABC):
     """One network for all domains, and a fine-tuned copy of it for each.
 
     RecBole builds the model before there are any inputs and calls ``predict`` to count FLOPs, so it starts with
     placeholders; ``set_inputs`` gives the real ones and builds the network anew.
 
     Attributes:
-        label: what a reader of the results must know of the setting; empty for the method as published.
-        own_settings: the model's settings classes.
         pretrained: the network of all domains.
         tuned: position of the domain, as text -> its own network.
     """
 
-    label: str = ""
     own_settings: ClassVar[tuple[type, ...]] = (TransferSettings,)
 
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         super().__init__(config, dataset)
         self.config = dict(config.final_config_dict)
-        self.items = dataset.items
-        self.max_items: int = config["MAX_ITEM_LIST_LENGTH"]
-        self.decode = read(DecodeSettings, config)
         self.transfer = read(TransferSettings, config)
-        self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
-        self.register_buffer("item_of_row", torch.from_numpy(dataset.item_ids), persistent=False)
-        self.register_buffer("domain_of_row", torch.from_numpy(dataset.items.domain_of_row), persistent=False)
         self.set_inputs(self.placeholder(config, self.items))
 
     # ---- what a model gives --------------------------------------------------------------------------------------
@@ -253,31 +244,10 @@ class TransferModel(SequentialRecommender, ABC):
     @torch.no_grad()
     def predict(self, interaction: Interaction) -> Tensor:
         """[B]: each row's item's cosine / temperature, -inf for an item of another domain."""
-        item = self.row_of_item[interaction[self.ITEM_ID]]
-        return self._all_scores(interaction)[torch.arange(len(item), device=item.device), item]
+        return self.full_sort_predict(interaction).gather(1, interaction[self.ITEM_ID][:, None]).squeeze(1)
 
-    @torch.no_grad()
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """[B, n_items]: cosine / temperature, -inf for padding and items of other domains."""
-        scores = self._all_scores(interaction)
-        padded = torch.full((len(scores), self.n_items), -torch.inf, device=scores.device)
-        padded[:, self.item_of_row] = scores
-        return padded
-
-    def _all_scores(self, interaction: Interaction) -> Tensor:
-        """[B, rows of the ItemIndex]."""
-        history, length = self.row_of_item[interaction[self.ITEM_SEQ]], interaction[self.ITEM_SEQ_LEN]
-        domain = self.domain_of_row[history[:, 0]]
-        scores = torch.full((len(history), len(self.items)), -torch.inf, device=history.device)
-        recommender = self.recommender()
-        for position in domain.unique().tolist():
-            users = (domain == position).nonzero().flatten()
-            name = self.items.domains[position]
-            scores[users, self.items.rows(name)] = recommender.scores(name, history[users], length[users])
-        return scores
-
-    def _rows(self, interaction: Interaction) -> SequenceRows:
-        history = self.row_of_item[interaction[self.ITEM_SEQ]]
-        target = self.row_of_item[interaction[self.ITEM_ID]]
-        domain, length = self.domain_of_row[history[:, 0]], interaction[self.ITEM_SEQ_LEN]
-        return SequenceRows(history, length, target, domain, torch.zeros_like(target))
+    def _scored(
+        self, recommender: DenseRecommender, domain: str, history: Tensor, length: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All items of the domain, with cosine / temperature."""
+        return self.item_of_row[self.items.rows(domain)], recommender.scores(domain, history, length)

@@ -168,6 +168,8 @@ def check_single(model: str, settings: Mapping[str, Any], usual: Mapping[str, An
 
 def refuse_absent_gpu(given: Mapping[str, Any]) -> None:
     """Raises ``SettingError`` if a user asks for a GPU where there is none; RecBole would take the CPU in silence."""
+    if not recbole_keys.GPUS.fullmatch(str(given.get("gpu_id") or "")):
+        return  # refused for that
     asked = next((name for name in ("use_gpu", "gpu_id") if given.get(name) not in (None, "", False)), None)
     if asked and given.get("use_gpu") is not False and not torch.cuda.is_available():
         raise SettingError(f"{given[asked]!r}, but torch finds no GPU", asked, "Leave the key out to use the CPU")

@@ -25,7 +25,7 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.lookup import properties_folder
 from recbole_gmc.model.adapters import backbone_fingerprint
 from recbole_gmc.model.copies import DomainCopies
-from recbole_gmc.model.seq2seq import build_t5, sequence_loss
+from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import T5Settings, TokenizerSettings
 from recbole_gmc.tokenizer import tokenize
@@ -201,7 +201,7 @@ def trained(t5=None) -> DomainCopies:
     optimiser = torch.optim.AdamW(copies.train_parameters("Office.2014"), lr=0.05)
     for _ in range(2):
         optimiser.zero_grad()
-        sequence_loss(copies.t5, tokens, torch.ones_like(tokens), labels).backward()
+        copies.t5(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels).loss.backward()
         optimiser.step()
     return copies
 

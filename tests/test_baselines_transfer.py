@@ -38,13 +38,25 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def trained(root):
+    """What a whole run of a model returns, which stands in a folder of its name; each is run once."""
+    made: dict = {}
+
+    def of(model: str):
+        if model not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", ["test"])
+                made[model] = run(model, root, model)
+        return made[model]
+
+    return of
+
+
 @pytest.fixture(scope="module", params=MODELS)
-def finished(request, root) -> SimpleNamespace:
+def finished(request, root, trained) -> SimpleNamespace:
     """A whole run of each model."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["test"])
-        returned = run(request.param, root, request.param)
-    folder = root / request.param
+    returned, folder = trained(request.param), root / request.param
     weights = load_file(folder / "checkpoint/model.safetensors")
     result = read_json(folder / "result.json")
     return SimpleNamespace(model=request.param, folder=folder, weights=weights, result=result, returned=returned)
@@ -128,13 +140,10 @@ def same_list(line: list[str], items: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(root) -> dict:
+def answers(root, trained) -> dict:
     """What one fresh process recommends for every third user, from each model's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["test"])
-        for model in MODELS:
-            if not (root / model / "result.json").exists():
-                run(model, root, model)
+    for model in MODELS:
+        trained(model)
     asked = {}
     for model in MODELS:
         lines = lines_of(root / model)[::3]

@@ -15,7 +15,7 @@ from recbole_gmc.decode.network import Memory
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
 from recbole_gmc.model.adapters import DomainAdapters
-from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob, sequence_loss
+from recbole_gmc.model.seq2seq import build_t5, encode_histories, sequence_log_prob
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import LoraSettings, T5Settings
 
@@ -298,7 +298,7 @@ def test_certificate_is_given_with_prefixes_cut_off_once_the_network_knows_where
     for _ in range(80):
         labels = case.words.tokens(likely[torch.randint(len(likely), (24,))])
         optimiser.zero_grad()
-        sequence_loss(case.t5, case.tokens, case.mask, labels).backward()
+        case.t5(input_ids=case.tokens, attention_mask=case.mask, labels=labels).loss.backward()
         optimiser.step()
     assert 20 < len(likely) < 60
     search = case.search(20)

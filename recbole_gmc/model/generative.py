@@ -6,35 +6,31 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from recbole.config import Config
-from recbole.data.interaction import Interaction
-from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
 from recbole_gmc.data.domains import GMCDataset
-from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.model.adapters import backbone_fingerprint
 from recbole_gmc.model.copies import DomainWeights, weights_of_domains
+from recbole_gmc.model.of_domains import DomainsRecommender
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.recommender import ListRecommender
 from recbole_gmc.settings import DecodeSettings, Lookup, LoraSettings, SharingSettings, TokenizerSettings, read
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 
 
-class GenerativeRecommender(SequentialRecommender):
+class GenerativeRecommender(DomainsRecommender):
     """A network over the semantic IDs of all domains, as RecBole sees it.
 
     RecBole builds the model before any tokenizer exists and calls ``predict`` on it to count FLOPs, so every item
     starts with a placeholder code; ``set_inputs`` gives the real ones.
 
     Attributes:
-        label: what a reader of the results must know of the setting; empty for the method as published.
-        own_settings: the model's settings classes beside the common ones.
         network: the unified recommender, a plain module.
         text: text embeddings of the items, where the network reads them itself.
         mix: domain -> weight of a second ranking beside the codes', where there is one.
@@ -42,8 +38,6 @@ class GenerativeRecommender(SequentialRecommender):
     """
 
     network: nn.Module
-    label: str = ""
-    own_settings: ClassVar[tuple[type, ...]] = ()
     text: TextEmbeddings | None = None
     mix: Mapping[str, float] | None = None
     version: int | None = None
@@ -51,17 +45,11 @@ class GenerativeRecommender(SequentialRecommender):
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         super().__init__(config, dataset)
         tokenizer = read(TokenizerSettings, config)
-        self.decode = read(DecodeSettings, config)
         self.lora, self.sharing = read(LoraSettings, config), read(SharingSettings, config)
-        self.max_items: int = config["MAX_ITEM_LIST_LENGTH"]
         self.seed: int = config["seed"]
-        self.items = dataset.items
         self.vocabulary = Vocabulary(tokenizer.levels, tokenizer.codebook_size)
         self.adapters: DomainWeights | None = None
         self.semantic_ids: SemanticIds | None = None
-        self.register_buffer("row_of_item", torch.from_numpy(dataset.item_rows), persistent=False)
-        self.register_buffer("item_of_row", torch.from_numpy(dataset.item_ids), persistent=False)
-        self.register_buffer("domain_of_row", torch.from_numpy(dataset.items.domain_of_row), persistent=False)
         self.register_buffer("codes", self._placeholder_codes(), persistent=False)
 
     # ---- what a model gives --------------------------------------------------------------------------------------
@@ -115,15 +103,6 @@ class GenerativeRecommender(SequentialRecommender):
     def starting_point(self) -> list[Any]:
         """All of the model that decides what training makes of it, for hashing."""
 
-    @abstractmethod
-    def _scored(self, recommender: Any, domain: str, history: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``full_sort_predict`` knows of a domain's users.
-
-        Returns:
-            RecBole's ids of items, int64 [B, K], or [K] where all users have the same; 0 with -inf where there are
-            fewer. Their scores [B, K].
-        """
-
     # ---- what they share -----------------------------------------------------------------------------------------
 
     def _placeholder_codes(self) -> Tensor:
@@ -171,33 +150,3 @@ class GenerativeRecommender(SequentialRecommender):
         if self.adapters is None:
             return dict(self.network.state_dict())
         return self.adapters.merged_state(domain)
-
-    def by_domain(self, domain: Tensor) -> list[tuple[str, Tensor]]:
-        """The rows int64 [n] of each domain that ``domain`` [B] holds, with its name."""
-        positions = domain.unique().tolist()
-        return [(self.items.domains[number], (domain == number).nonzero().flatten()) for number in positions]
-
-    @torch.no_grad()
-    def full_sort_predict(self, interaction: Interaction) -> Tensor:
-        """[B, items]: scores of items of the user's domain, -inf for all others (``full_sort_topk``)."""
-        history, length = self._histories(interaction)
-        scores = torch.full((len(history), self.n_items), -torch.inf, device=history.device)
-        recommender = self.recommender()
-        for domain, users in self.by_domain(self.domain_of_row[history[:, 0]]):
-            items, found = self._scored(recommender, domain, history[users], length[users])
-            scores[users[:, None], items] = found
-        return scores
-
-    def _histories(self, interaction: Interaction) -> tuple[Tensor, Tensor]:
-        return self.row_of_item[interaction[self.ITEM_SEQ]], interaction[self.ITEM_SEQ_LEN]
-
-    def _rows(self, interaction: Interaction) -> SequenceRows:
-        history, length = self._histories(interaction)
-        target = self.row_of_item[interaction[self.ITEM_ID]]
-        return SequenceRows(
-            history=history,
-            length=length,
-            target=target,
-            domain=self.domain_of_row[history[:, 0]],
-            user=interaction[self.USER_ID] if self.USER_ID in interaction else torch.zeros_like(target),
-        )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from recbole_gmc.data.text import read_domain_text
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.evaluate.split import refuse_untested
-from recbole_gmc.places import alone_in
+from recbole_gmc.places import DOMAINS_NOTE, LOCK, alone_in
 from recbole_gmc.running import domain_run, finished, single
 from recbole_gmc.running.domain_run import DomainRun
 from recbole_gmc.running.planning import SEED, DomainPlan, Plan
@@ -37,8 +38,20 @@ def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
     plan.refuse_bad(folder)
     if plan.ours:
         _refuse_unfit(plan, folder)
-    with alone_in(folder):
+    with _leaving_nothing_if_refused(folder), alone_in(folder):
         return _run(DomainsProgress.begin(plan, folder))
+
+
+@contextmanager
+def _leaving_nothing_if_refused(folder: Path) -> Iterator[None]:
+    """Removes a run's folder again, and those made for it, if what it would run is refused before anything is done."""
+    made = next((part for part in (*reversed(folder.parents), folder) if not part.exists()), None)
+    try:
+        yield
+    except (SettingError, DataError):
+        if made is not None and {part.name for part in folder.glob("*")} <= {LOCK, DOMAINS_NOTE}:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def resume(folder: Path) -> dict[str, DomainRun]:

@@ -16,7 +16,7 @@ from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.ranking import rank_rows
 from recbole_gmc.evaluate.topk import TopKTable
-from recbole_gmc.model.generative import GenerativeRecommender
+from recbole_gmc.model.of_domains import DomainsRecommender
 from recbole_gmc.places import alone_in, checkpoint_dir, run_dir
 from recbole_gmc.precision import use_bf16
 from recbole_gmc.settings import TrainSettings, read
@@ -30,9 +30,9 @@ Result = dict[str, float]
 class RankingTrainer(Trainer, ABC):
     """A RecBole Trainer for a model that gives the best items instead of a score for every item."""
 
-    model: GenerativeRecommender
+    model: DomainsRecommender
 
-    def __init__(self, config: Config, model: GenerativeRecommender) -> None:
+    def __init__(self, config: Config, model: DomainsRecommender) -> None:
         super().__init__(config, model)
         self.settings = read(TrainSettings, config)
         if self.settings.cpu_threads:
