@@ -130,7 +130,9 @@ def refuse_unknown_model(name: Any, cause: Exception | None = None) -> None:
 def create_dataset(inner: Callable, config: Any) -> Any:
     """Builds a registered model's data set from its files; RecBole would unpickle one in ``checkpoint_dir``."""
     entry = registry.entry(config["model"])
-    if entry and (unread := keys.unread(entry.name, config.external_config_dict)):
+    usual = config.internal_config_dict  # a checkpoint gives all settings, most of them RecBole's own
+    given = [name for name, value in config.external_config_dict.items() if value != usual.get(name)]
+    if entry and (unread := keys.unread(entry.name, given)):
         getLogger().warning("%s does not read %s", entry.name, ", ".join(unread))
     return registry.load(entry.dataset)(config) if entry and entry.dataset else inner(config)
 

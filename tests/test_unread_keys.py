@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from recbole.quick_start import load_data_and_model
 from run_help import tiny, write_both
 from test_benchmark import data, plan_of  # noqa: F401 - a fixture
 
@@ -28,12 +29,18 @@ def test_keys_of_other_models_are_told_apart(model, unread):
 
 
 @pytest.mark.parametrize("by_command", [True, False])
-def test_a_run_says_what_it_does_not_read(tmp_path, caplog, by_command):
+def test_a_run_says_what_it_does_not_read(tmp_path, caplog, by_command, own_arguments):
     write_both(tmp_path)
     settings = tiny(tmp_path, epochs=1, lora_epochs=0, hidden_size=256)
     with caplog.at_level(logging.WARNING):
         (quick.run if by_command else run_recbole)("GMC", "tiny", [], settings)
     assert caplog.text.count("GMC does not read hidden_size") == 1
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load_data_and_model(tmp_path / "run")  # whose settings are all that RecBole has
+    assert [record.message for record in caplog.records if "does not read" in record.message] == [
+        "GMC does not read hidden_size"
+    ]
 
 
 def test_what_a_model_of_recbole_s_does_not_read_is_not_handed_on(tmp_path):
