@@ -69,12 +69,14 @@ class TransferTrainer(StageTrainer):
         if not self.config["epochs"]:
             return
         for position, domain in enumerate(domains):
-            self.budget = self._share(whole, len(domains) - position, domain)
+            own = self._share(whole, len(domains) - position, domain)
             self._seed(f"copy:{domain}")
             self.model.add_domain(domain)
             # A domain without validation users is trained as RecBole does without validation data: all epochs.
             seen = (watched and watched.of_domain(position)) or None
-            for stage in self.model.stages(domain):
+            stages = self.model.stages(domain)
+            for number, stage in enumerate(stages):
+                self.budget = self._share(own, len(stages) - number, stage.name)
                 self._run(stage, train.of_domain(position), seen, loop)
 
     def _network(self) -> nn.Module:
