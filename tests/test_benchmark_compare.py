@@ -155,3 +155,12 @@ def test_bad_words_are_refused(output, words, message):
 def test_the_command_line(output, capsys):
     assert cli.main(["benchmark", "--compare=Ours,Nobody", f"--output={output}"]) == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [("\t0\t", "\tx\t"), ("\t0\t", "\t")])
+def test_a_damaged_line_is_named(output, change):
+    file = output / "Ours-1/valid_topk.tsv"
+    head, first, rest = file.read_text().split("\n", 2)
+    file.write_text("\n".join([head, first.replace(*change, 1), rest]))
+    with pytest.raises(DataError, match=r"valid_topk.tsv:2: not a line of a top-k table"):
+        command.run(["--compare=Ours,Other", f"--output={output}"])

@@ -11,8 +11,9 @@ import pytest
 
 from recbole_gmc import cli
 from recbole_gmc.errors import CheckpointError, DataError
+from recbole_gmc.evaluate.token_lists import TokenLists
 from recbole_gmc.report import command, facts, images, page
-from recbole_gmc.report.runs import find_runs, read_domain, read_lists
+from recbole_gmc.report.runs import find_runs, read_domain
 
 EVIL = '<script>window.bad = 1</script><b>bold & "quoted"</b>'
 HEAD = "domain\tuser_id\ttarget_item\trank\titem_1\tscore_1\titem_2\tscore_2"
@@ -71,7 +72,7 @@ def test_groups_are_means_of_their_intervals():
 
 
 def test_users_fall_into_groups_by_hand_counts(run, tmp_path):
-    lists = read_lists(run / "topk.tsv")
+    lists = TokenLists.read(run / "topk.tsv")
     data = {"D": read_domain(tmp_path / "data", "D", {})}
     assert data["D"].trained == {"b": 3, "c": 2, "a": 1}  # u0, too short to validate: b, c; u1: b, c; u2: a, b
     popular = facts.by_popularity(lists, data)
@@ -82,7 +83,7 @@ def test_users_fall_into_groups_by_hand_counts(run, tmp_path):
 
 
 def test_examples_are_the_first_hits_and_the_first_miss(run, tmp_path):
-    lists = read_lists(run / "topk.tsv")
+    lists = TokenLists.read(run / "topk.tsv")
     data = {"D": read_domain(tmp_path / "data", "D", {})}
     shown = facts.examples(lists, data, facts.chosen(lists, data, hits=1, misses=1))
     assert [(user.user, user.rank) for user in shown] == [("u0", 0), ("u2", -1)]

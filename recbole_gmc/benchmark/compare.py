@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -15,6 +14,7 @@ from recbole_gmc.benchmark.fairness import measure
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.evaluate.significance import LEVEL, RESAMPLES, Difference, paired_bootstrap
+from recbole_gmc.evaluate.token_lists import TokenLists
 from recbole_gmc.files import read_json
 from recbole_gmc.values import at_home
 
@@ -115,22 +115,21 @@ def _read(path: Path, on: str, raw: Path | None) -> tuple[Targets, dict[tuple[st
         mend = "Runs by an earlier version, or without validation users, have none: run it again, or take --on=test"
         raise DataError("the run has no such lists", str(path), mend)
     most = max(int(metric.partition("@")[2]) for metric in METRICS)
-    targets, ranks, short = {}, {}, 0
-    histories = _histories(path.parent, on, raw) if raw else None
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if (width := (len(next(lines)) - 4) // 2) < most:
-            raise DataError(f"lists of {width} are too short for {', '.join(METRICS)}", str(path), "Set topk: [5, 10]")
-        for domain, user, target, rank, *items in lines:
-            targets[domain, user], ranks[domain, user] = target, int(rank)
-            if histories is not None:
-                seen, held_out = histories.get((domain, user), (frozenset(), None))
-                if held_out != target:
-                    what = f"the held-out item of user {user!r} of {domain} is {target!r}, but in {raw} {held_out!r}"
-                    raise DataError(what, "--unseen", "Name the data of the run")
-                new = [item for item in items[::2] if item not in seen]
-                ranks[domain, user] = new.index(target) if target in new else -1
-                short += target not in new and len(new) < most
+    lists = TokenLists.read(path)
+    if lists.width < most:
+        what = f"lists of {lists.width} are too short for {', '.join(METRICS)}"
+        raise DataError(what, str(path), "Set topk: [5, 10]")
+    users = list(zip(lists.domain, lists.user, strict=True))
+    targets, ranks = dict(zip(users, lists.target, strict=True)), dict(zip(users, lists.rank.tolist(), strict=True))
+    histories, short = _histories(path.parent, on, raw) if raw else {}, 0
+    for (domain, user), items in zip(users, lists.items, strict=True) if raw else ():
+        (seen, held_out), target = histories.get((domain, user), (frozenset(), None)), targets[domain, user]
+        if held_out != target:
+            what = f"the held-out item of user {user!r} of {domain} is {target!r}, but in {raw} {held_out!r}"
+            raise DataError(what, "--unseen", "Name the data of the run")
+        new = [item for item in items if item not in seen]
+        ranks[domain, user] = new.index(target) if target in new else -1
+        short += target not in new and len(new) < most
     if short:
         logger.warning("%s: %d lists have fewer than %d new items; a target may stand below", path, short, most)
     return targets, ranks

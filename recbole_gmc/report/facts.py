@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recbole_gmc.evaluate.per_user import standard_error
-from recbole_gmc.report.runs import DomainData, Lists
+from recbole_gmc.evaluate.token_lists import TokenLists
+from recbole_gmc.report.runs import DomainData
 
 K = 10
 POPULARITY = (0, 1, 5, 10, 20, 50)  # first value of each group: times an item stands in training rows
@@ -52,14 +53,14 @@ def group(values: np.ndarray, measures: np.ndarray, starts: Sequence[int]) -> Gr
     return Groups(tuple(labels), tuple(users), tuple(means), tuple(errors))
 
 
-def by_popularity(lists: Lists, data: Mapping[str, DomainData]) -> Groups | None:
+def by_popularity(lists: TokenLists, data: Mapping[str, DomainData]) -> Groups | None:
     """NDCG@10 by how often the target stands in training rows."""
     kept = [place for place, domain in enumerate(lists.domain) if domain in data]
     counts = [data[lists.domain[place]].trained.get(lists.target[place], 0) for place in kept]
     return group(lists.ndcg(K)[kept], np.array(counts), POPULARITY) if kept else None
 
 
-def by_length(lists: Lists, data: Mapping[str, DomainData]) -> Groups | None:
+def by_length(lists: TokenLists, data: Mapping[str, DomainData]) -> Groups | None:
     """NDCG@10 by the number of items in the user's history."""
     kept, lengths = [], []
     for place, (domain, user) in enumerate(zip(lists.domain, lists.user, strict=True)):
@@ -69,13 +70,13 @@ def by_length(lists: Lists, data: Mapping[str, DomainData]) -> Groups | None:
     return group(lists.ndcg(K)[kept], np.array(lengths), LENGTHS) if kept else None
 
 
-def rank_counts(lists: Lists) -> np.ndarray:
+def rank_counts(lists: TokenLists) -> np.ndarray:
     """int64 [K]: how many targets stand at each place of the lists."""
     width = max((len(items) for items in lists.items), default=0)
     return np.bincount(lists.rank[lists.rank >= 0], minlength=width)
 
 
-def chosen(lists: Lists, data: Mapping[str, DomainData], hits: int = 2, misses: int = 1) -> list[tuple[str, str]]:
+def chosen(lists: TokenLists, data: Mapping[str, DomainData], hits: int = 2, misses: int = 1) -> list[tuple[str, str]]:
     """A few users a domain, as (domain, user): the first hits within ten and the first misses of the table.
 
     None is chosen for how well it looks: within each kind they are the first ones in the file.
@@ -91,7 +92,7 @@ def chosen(lists: Lists, data: Mapping[str, DomainData], hits: int = 2, misses: 
     return found
 
 
-def examples(lists: Lists, data: Mapping[str, DomainData], users: Sequence[tuple[str, str]]) -> list[Example]:
+def examples(lists: TokenLists, data: Mapping[str, DomainData], users: Sequence[tuple[str, str]]) -> list[Example]:
     """Those of the (domain, user) pairs that the lists have, with titles."""
     places = {pair: place for place, pair in enumerate(zip(lists.domain, lists.user, strict=True))}
     found = []

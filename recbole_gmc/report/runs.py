@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,41 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recbole_gmc.data.text import DomainText, read_domain_text
 from recbole_gmc.errors import CheckpointError, DataError
-from recbole_gmc.evaluate import per_user
 from recbole_gmc.evaluate.raw import RawData, trained_part
+from recbole_gmc.evaluate.token_lists import TokenLists
 from recbole_gmc.files import read_json
 
 RESULT, LISTS = "result.json", "topk.tsv"
 TITLE = "title"  # the column of a .item
 MAPPINGS = "domains average settings tokenizer hashes parameters seconds epochs versions certified".split()
-
-
-@dataclass(frozen=True)
-class Lists:
-    """The lists of a run's test users by token.
-
-    Attributes:
-        domain, user, target: n tokens each.
-        rank: int64 [n], 0-based place of the target, -1 for a miss.
-        items: n lists, best first.
-    """
-
-    domain: tuple[str, ...]
-    user: tuple[str, ...]
-    target: tuple[str, ...]
-    rank: np.ndarray
-    items: tuple[tuple[str, ...], ...]
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    def ndcg(self, k: int) -> np.ndarray:
-        """float64 [n]: 1 / log2(rank + 2) for a rank below k, else 0."""
-        return per_user.ndcg(self.rank, k)
 
 
 @dataclass(frozen=True)
@@ -56,8 +29,8 @@ class Run:
     name: str
 
     @cached_property
-    def lists(self) -> Lists:
-        return read_lists(self.folder / LISTS)
+    def lists(self) -> TokenLists:
+        return TokenLists.read(self.folder / LISTS)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -164,27 +137,6 @@ def _names(folders: Sequence[Path], results: Sequence[Mapping[str, Any]]) -> lis
         if len(set(names)) == len(names):
             return names
     return [f"{result['model']} {folder}" for folder, result in zip(folders, results, strict=True)]
-
-
-def read_lists(path: Path) -> Lists:
-    """Reads topk.tsv by token.
-
-    Raises:
-        DataError: a missing file, or a line of another form, with file:line.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", str(path), "Run again with --resume") from error
-    width = len(rows[0]) if rows else 0
-    for number, row in enumerate(rows, 1):
-        if len(row) != width or width < 6 or (number > 1 and not row[3].lstrip("-").isdecimal()):
-            raise DataError("not a line of a top-k table", f"{path}:{number}", "Write the table again")
-    body = rows[1:]
-    items = tuple(tuple(item for item, score in zip(row[4::2], row[5::2], strict=True) if score != "") for row in body)
-    columns = tuple(zip(*(row[:3] for row in body), strict=True)) or ((), (), ())
-    return Lists(*columns, np.array([int(row[3]) for row in body], np.int64), items)
 
 
 def read_domain(root: Path, domain: str, settings: Mapping[str, Any]) -> DomainData:
