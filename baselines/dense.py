@@ -12,6 +12,7 @@ from recbole.model.layers import TransformerEncoder, TransformerLayer
 from torch import Tensor, nn
 
 from recbole_gmc.decode.beam import best
+from recbole_gmc.decode.soundness import refuse_broken
 from recbole_gmc.errors import SettingError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.recommender import ListRecommender, Ranking
@@ -202,24 +203,34 @@ class DenseRecommender(ListRecommender):
 
     @torch.inference_mode()
     def scores(self, domain: str, history: Tensor, length: Tensor) -> Tensor:
-        """[B, items of the domain]; arguments as for ``rank``."""
+        """[B, items of the domain]; arguments as for ``rank``.
+
+        Raises:
+            GMCError: the network's output is not a number.
+        """
         network, features = self._networks[domain]
         history = (history - self.items.rows(domain).start).clamp(min=0).to(features.device)
         vectors = self._vectors[domain]
         histories = network.history_vectors(features, vectors, history, length.to(features.device))
         # Equal vectors are scored once: two columns of one product may differ in the last bit, and equals are ties.
         first, place = self._distinct[domain]
-        return network.logits(histories, vectors[first]).float()[:, place]
+        logits = network.logits(histories, vectors[first]).float()
+        refuse_broken(logits.isnan())
+        return logits[:, place]
 
     @torch.inference_mode()
     def rank(self, domain: str, history: Tensor, length: Tensor) -> Ranking:
         width, start = self.decode.beam_size, self.items.rows(domain).start
         ranked = torch.full((len(history), width), -1, dtype=torch.int64)
         scores = torch.full(ranked.shape, -torch.inf)
-        for users in torch.arange(len(history)).split(self.decode.batch_users):
+
+        def search_for(users: Tensor) -> None:
             there = users.to(history.device)
             found = self.scores(domain, history[there], length[there])
             columns = best(found, width)[0]
             ranked[users, : columns.shape[1]] = columns.cpu() + start
             scores[users, : columns.shape[1]] = found.gather(1, columns).cpu()
+
+        for users in torch.arange(len(history)).split(self.decode.batch_users):
+            self.each_part(users, search_for)
         return Ranking(ranked.numpy(), scores.numpy(), torch.ones(len(history), dtype=torch.bool).numpy())

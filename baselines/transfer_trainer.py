@@ -20,12 +20,13 @@ from recbole_gmc.files import write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.places import run_dir
 from recbole_gmc.settings import DecodeSettings, read
-from recbole_gmc.train import checkpoint, run_files
-from recbole_gmc.train.checkpoint import Checkpoint, Constant
+from recbole_gmc.train import checkpoint, run_files, writing
+from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.ranking_trainer import Result
 from recbole_gmc.train.stages import StageTrainer
 from recbole_gmc.train.state import Progress, seed_of, under
+from recbole_gmc.train.writing import Constant
 
 FACTS = "inputs.json"
 FEATURES = "inputs.safetensors"
@@ -131,13 +132,13 @@ class TransferTrainer(StageTrainer):
 
     def _save(self, progress: Progress) -> None:
         model = self.model
-        checkpoint.point(run_dir(self.config), Path(self.saved_model_file))
+        writing.point(run_dir(self.config), Path(self.saved_model_file))
 
         def parts(work: Path) -> None:
             write_json(work / checkpoint.ITEMS, {domain: list(names) for domain, names in model.items.tokens.items()})
             write_json(work / FACTS, dict(model.inputs.facts))
 
-        checkpoint.write(
+        writing.write(
             Path(self.saved_model_file),
             config=to_json(self.config),
             weights=_weights(model),

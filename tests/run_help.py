@@ -126,7 +126,7 @@ def python(*arguments: str, cwd: Path, check: bool = True) -> subprocess.Complet
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done

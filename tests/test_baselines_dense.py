@@ -18,6 +18,7 @@ from run_help import write_both
 
 from recbole_gmc.data.domains import GMCDataset
 from recbole_gmc.decode.beam import best
+from recbole_gmc.errors import GMCError
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.settings import DecodeSettings
 
@@ -109,6 +110,32 @@ def test_a_short_catalogue_ends_in_nothing():
     assert found.scores[:, :3].tolist() == pytest.approx(np.array([[2, cosine, cosine], [2, cosine, 0]]), abs=1e-6)
     assert np.isneginf(found.scores[:, 3:]).all() and found.certified.all()
     assert made.recommend("B", ["r", "p"], 2) == [("p", pytest.approx(2.0)), ("r", pytest.approx(cosine))]
+
+
+def test_vectors_that_are_no_numbers_are_refused():
+    items = ItemIndex.of({"B": ["p", "q", "r"]})
+    vectors = torch.tensor([[1.0, 0.0], [0.0, torch.nan], [1.0, 1.0]])
+    made = dense.DenseRecommender(items, {"B": (Fixed(), vectors)}, max_items=5, decode=DecodeSettings(beam_size=3))
+    with pytest.raises(GMCError, match="not a number"):
+        made.recommend("B", ["p"], 2)
+
+
+def test_users_are_halved_where_memory_does_not_suffice(monkeypatch):
+    items = ItemIndex.of({"B": [f"i{n}" for n in range(9)]})
+    vectors = torch.randn(9, 2, generator=torch.Generator().manual_seed(1))
+    made = dense.DenseRecommender(items, {"B": (Fixed(), vectors)}, max_items=5, decode=DecodeSettings(beam_size=3))
+    history, length = torch.arange(7)[:, None], torch.ones(7, dtype=torch.int64)
+    whole, scores, seen = made.rank("B", history, length), dense.DenseRecommender.scores, []
+
+    def scarce(self, domain, history, length):
+        if len(history) > 2:
+            raise torch.OutOfMemoryError("too large")
+        seen.append(len(history))
+        return scores(self, domain, history, length)
+
+    monkeypatch.setattr(dense.DenseRecommender, "scores", scarce)
+    found = made.rank("B", history, length)
+    assert sorted(seen) == [1, 2, 2, 2] and (found.ranked == whole.ranked).all()
 
 
 def test_gates_start_uniform():

@@ -498,7 +498,7 @@ def test_a_cell_that_was_done_elsewhere_meanwhile_is_not_done_again(done, monkey
 
 def test_an_interrupted_cell_goes_on_and_gives_what_it_would_have_given(tmp_path, monkeypatch, capsys):
     write_planted(tmp_path, "Big", seed=1)
-    settings = {key: value for key, value in tiny(tmp_path, domains=["Big"], epochs=8).items() if key != "run_dir"}
+    settings = {key: value for key, value in tiny(tmp_path, domains=["Big"], epochs=24).items() if key != "run_dir"}
     (tmp_path / "b.yaml").write_text(json.dumps(settings))
     words = ["benchmark", "--models=GMC", "--dataset=Big", f"--config_files={tmp_path / 'b.yaml'}"]
     assert cli.main([*words, f"--output={tmp_path / 'whole'}"]) == 0

@@ -58,8 +58,9 @@ def test_files_that_settings_name_are_part_of_a_cell(data):  # noqa: F811
 
 
 def test_names_of_rows_of_ready_embeddings_are_part_of_the_data(data):  # noqa: F811
-    (data / "a.npy").write_bytes(b"x")
-    words = ("--text_embedding_path={A: " + str(data / "a.npy") + "}",)
+    for name in ("a", "b"):
+        (data / f"{name}.npy").write_bytes(b"x")
+    words = (f"--text_embedding_path={{A: {data / 'a.npy'}, B: {data / 'b.npy'}}}",)
     before = run.data_hashes(plan_of(data, *words))
     (data / "a.ids").write_text("a\nb\n")
     after = run.data_hashes(plan_of(data, *words))

@@ -124,6 +124,7 @@ def test_killed_writer_is_swept(cache):
     writer = multiprocessing.get_context("fork").Process(target=_hang, args=(cache.root,))
     writer.start()
     while not (cache.root / "started").exists():
+        assert writer.is_alive()
         time.sleep(0.01)
     assert cache.get("kind", KEY) is None
     assert list((cache.root / "kind").glob(".partial-*"))

@@ -206,7 +206,8 @@ def test_a_reader_that_goes_leaves_no_traceback(command):
     """As `recbole-gmc models | head -1` does; here the reader goes before the first line."""
     read, write = os.pipe()
     os.close(read)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    place = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": place, "PYTHONWARNINGS": "ignore"}  # of packages, as they are imported
     line = [sys.executable, "-m", "recbole_gmc", command]
     done = subprocess.run(line, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)

@@ -133,7 +133,7 @@ class Runs:
         if name not in self._made:
             settings: Mapping[str, Any] = {
                 "data_path": str(self.root / data),
-                "cache_dir": str(self.root / "cache"),
+                "cache_dir": str(self.root / f"cache{'-again' if again else ''}"),  # or nothing would be trained again
                 "run_dir": str(self.root / name),
                 "domains": list(DOMAINS),
                 "seed": seed,

@@ -11,7 +11,7 @@ from run_help import python, run, tiny, write_planted
 from safetensors.numpy import save_file
 
 from recbole_gmc.cache import Cache
-from recbole_gmc.errors import RunError
+from recbole_gmc.errors import CheckpointError, RunError
 from recbole_gmc.files import hash_file, telling_where
 from recbole_gmc.train.checkpoint import Checkpoint
 
@@ -45,6 +45,8 @@ def test_the_last_good_checkpoint_stays(tmp_path):
     Checkpoint(folder)
     again = run({"resume": str(folder), **tiny(tmp_path, folder, epochs=1, lora_epochs=1)})
     assert again["test_result"] == before["test_result"]
+    with pytest.raises(CheckpointError, match="made with learning_rate: 0.01, not 0.5"):
+        run({"resume": str(folder), **tiny(tmp_path, folder, epochs=1, lora_epochs=1, learning_rate=0.5)})
 
 
 def test_what_the_writers_say_becomes_one_error(tmp_path):

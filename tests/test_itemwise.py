@@ -179,10 +179,15 @@ def test_equal_scores_are_ordered_by_code_path():
         assert found.items[0].tolist() == order[:7]
 
 
-def test_an_output_that_is_no_number_is_refused(made):
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_an_output_that_is_no_number_is_refused(made, weight):
     finder = search(made)
     with pytest.raises(GMCError, match="not a number"):
-        finder.search(Query(torch.full((2, 8), torch.nan)), 0.0, 5, exact=True)
+        finder.search(Query(torch.full((2, 8), torch.nan)), weight, 5, exact=True)
+    if weight:
+        finder.vectors[3] = torch.nan
+        with pytest.raises(GMCError, match="not a number"):
+            finder.search(Query(torch.ones(2, 8)), weight, 5, exact=True)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,14 @@ def test_ci_runs_the_command_of_the_readme(tmp_path, readme, status, said):
     (tmp_path / ".gitignore").write_text(".venv/\n")
     (tmp_path / ".venv").mkdir()
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    done = subprocess.run([tmp_path / ".ci/run"], capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL)
+    browser = tmp_path / "bin/chromium"  # else the script would install one
+    browser.parent.mkdir()
+    browser.write_text("#!/bin/sh\n")
+    browser.chmod(0o755)
+    (tmp_path / ".gitignore").write_text(".venv/\nbin/\n")
+    environment = {**os.environ, "PATH": f"{browser.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        [tmp_path / ".ci/run"], capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL, env=environment
+    )
     assert done.returncode == status, done.stdout + done.stderr
     assert said in done.stdout + done.stderr and ".venv" not in done.stdout

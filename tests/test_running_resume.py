@@ -98,7 +98,7 @@ def test_what_cannot_go_on_is_said(tmp_path, monkeypatch, capsys):
         quick.run("SASRec", "both", (), settings_of(tmp_path, "SASRec", "stopped"))
     note = (folder / DOMAINS_NOTE).read_text()
     with locked(folder / ".lock"):
-        assert cli.main([f"--resume={folder}"]) != 0
+        assert cli.main([f"--resume={folder}"]) == 1
         assert "another process is at work in it" in capsys.readouterr().err
     (folder / DOMAINS_NOTE).write_text(note[:-20])
     assert cli.main([f"--resume={folder}"]) == 2

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from recbole_gmc import loading
 from recbole_gmc.embed.embeddings import TextEmbeddings
-from recbole_gmc.errors import CheckpointError, GMCError
+from recbole_gmc.errors import CheckpointError, RunError
 from recbole_gmc.files import hash_file, read_json, recover, write_json
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
@@ -26,7 +26,7 @@ from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
 from recbole_gmc.settings import LoraSettings, T5Settings
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
-from recbole_gmc.train import checkpoint
+from recbole_gmc.train import checkpoint, writing
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import plain
 from recbole_gmc.train.state import Progress, RunRecord, StageState
@@ -66,7 +66,7 @@ def save(folder: Path, seed: int = 0, made_ids: SemanticIds | None = None) -> Do
     adapters = model(seed)
     progress = Progress({"seed": seed, "stage": None}, {"random": torch.full((3,), seed), "step": torch.tensor(7.0)})
     parts = {"config": CONFIG, "ids": made_ids or ids(), "t5": adapters.merged_state(None)}
-    checkpoint.save(folder, **parts, adapters=adapters, progress=progress)
+    writing.save(folder, **parts, adapters=adapters, progress=progress)
     return adapters
 
 
@@ -108,7 +108,7 @@ def test_everything_comes_back(folder):
 
 def test_without_adapters_there_are_none(tmp_path):
     t5 = build_t5(NETWORK, Vocabulary(2, 4))
-    checkpoint.save(tmp_path / "c", config=CONFIG, ids=ids(), t5=t5.state_dict(), adapters=None, progress=Progress({}))
+    writing.save(tmp_path / "c", config=CONFIG, ids=ids(), t5=t5.state_dict(), adapters=None, progress=Progress({}))
     assert Checkpoint(tmp_path / "c").adapters is None and Checkpoint(tmp_path / "c").progress().tensors == {}
     assert [token for token, _ in loading.load(tmp_path / "c").recommend("B", ["b1"], 4)]
 
@@ -118,7 +118,7 @@ def test_where_a_stage_stands_comes_back(tmp_path):
     stage = StageState("lora:A", 2, 1, None, {"ndcg@10": 0.5}, True, 7, latest, optimiser)
     record, shuffle = RunRecord(done=["unified"], cpu_seconds=1.5), torch.Generator().manual_seed(3)
     t5 = build_t5(NETWORK, Vocabulary(2, 4)).state_dict()
-    checkpoint.save(
+    writing.save(
         tmp_path / "c", config=CONFIG, ids=ids(), t5=t5, adapters=None, progress=Progress.of(record, shuffle, stage)
     )
     found = Checkpoint(tmp_path / "c").progress()
@@ -257,12 +257,14 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
         progress = Checkpoint(tmp_path / f"{seed}").progress()
         parts.append({"t5": adapters.merged_state(None), "adapters": adapters, "progress": progress})
     run = tmp_path / "run"
-    checkpoint.save(run / "checkpoint", config=CONFIG, ids=ids(), **parts[0])
+    writing.save(run / "checkpoint", config=CONFIG, ids=ids(), **parts[0])
     process = os.fork()
     if process == 0:
-        for count in range(1, 100_000):
-            checkpoint.save(run / "checkpoint", config=CONFIG, ids=ids(), **parts[count % 3])
-        os._exit(0)
+        try:
+            for count in range(1, 100_000):
+                writing.save(run / "checkpoint", config=CONFIG, ids=ids(), **parts[count % 3])
+        finally:
+            os._exit(0)
     try:
         for delay in range(8):  # stopped at many moments, and seen as the disk is then
             time.sleep(0.05 + 0.0037 * delay)
@@ -278,7 +280,7 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
     assert files(Checkpoint(run)._place) in wanted
-    checkpoint.save(run / "checkpoint", config=CONFIG, ids=ids(), **parts[1])
+    writing.save(run / "checkpoint", config=CONFIG, ids=ids(), **parts[1])
     assert files(run / "checkpoint") == wanted[1] and [p.name for p in run.iterdir()] == ["checkpoint"]
 
 
@@ -288,8 +290,8 @@ def test_a_full_disk_keeps_the_old_one(folder, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises((OSError, GMCError)):
+    monkeypatch.setattr(writing, "save_file", full)
+    with pytest.raises(RunError, match="No space left on device"):
         save(folder, seed=2)
     assert files(folder) == old and [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
 
@@ -300,7 +302,7 @@ def test_a_full_disk_keeps_the_old_one(folder, monkeypatch):
 def save_text(folder: Path, step: int, value: float = 0.5) -> TextEmbeddings:
     text = TextEmbeddings(ITEMS, np.full((len(ITEMS), 3), value, np.float32))
     parts = {"config": CONFIG, "ids": ids(), "t5": {"w": torch.tensor(float(step))}, "adapters": None}
-    checkpoint.save(folder, **parts, progress=Progress({"step": step}), text=text)
+    writing.save(folder, **parts, progress=Progress({"step": step}), text=text)
     return text
 
 
@@ -390,12 +392,26 @@ def test_ids_of_other_items_are_refused_by_the_adapters_and_the_model(folder, tm
         loading.load(folder)
 
 
+def test_other_ids_of_the_same_items_are_refused(folder, tmp_path):
+    """Row 24 of the fault matrix: same items, same sizes, codes that the weights were not trained on."""
+    note = json.loads((folder / "progress.json").read_text())
+    note["record"] = {**RunRecord().facts(), "inputs": {"semantic_ids": ids().fingerprint}}
+    (folder / "progress.json").write_text(json.dumps(note))
+    resign(folder)
+    assert loading.load(folder).recommend("A", ["a1"], 3)
+    row = np.arange(len(ITEMS))[::-1]
+    save(tmp_path / "other", made_ids=SemanticIds(ITEMS, np.stack([row // 4, row % 4], 1).astype(np.int32), 4))
+    exchange(folder, tmp_path / "other", "semantic_ids")
+    with pytest.raises(CheckpointError, match="trained on other semantic IDs"):
+        loading.load(folder)
+
+
 def test_weights_of_another_shape_are_refused(folder, tmp_path):
     t5 = build_t5(
         T5Settings(encoder_layers=2, decoder_layers=1, d_model=16, d_ff=16, heads=2, d_kv=8), Vocabulary(2, 4)
     )
     parts = {"config": CONFIG, "ids": ids(), "t5": t5.state_dict()}
-    checkpoint.save(tmp_path / "other", **parts, adapters=None, progress=Progress({}))
+    writing.save(tmp_path / "other", **parts, adapters=None, progress=Progress({}))
     with pytest.raises(CheckpointError, match="does not fit|do not fit"):
         loading.load(tmp_path / "other")
 
@@ -461,9 +477,9 @@ def test_a_pickle_given_as_checkpoint_is_refused(tmp_path):
 
 def test_a_run_folder_points_to_a_checkpoint_kept_elsewhere(tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "models" / "run"
-    checkpoint.point(run, run / "checkpoint")
+    writing.point(run, run / "checkpoint")
     assert not (run / checkpoint.POINTER).exists()
-    checkpoint.point(run, elsewhere)
+    writing.point(run, elsewhere)
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         checkpoint.Checkpoint(run)
     assert checkpoint._of_run(run) == elsewhere

@@ -60,7 +60,7 @@ def runs(tmp_path_factory) -> SimpleNamespace:
         subprocess.Popen([sys.executable, *arguments], cwd=root, env=environment(), stdout=-1, stderr=-2, text=True)
         for arguments in (command, ["-c", API, "settings.json"])
     ]
-    made.printed = [process.communicate(timeout=300)[0] for process in both]
+    made.printed = [process.communicate(timeout=1800)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(text[-2000:] for text in made.printed)
     made.result = read_json(made.cli / "result.json")
     made.lines = [line.split("\t") for line in (made.cli / "topk.tsv").read_text().splitlines()]

@@ -266,7 +266,7 @@ def test_a_tool_that_is_not_there_is_said_before_any_work(root, capsys, monkeypa
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
-    assert tune(f"--tool={tool}") != 0
+    assert tune(f"--tool={tool}") == 2
     error = capsys.readouterr().err
     assert tool in error.lower() and "nstall" in error and error.count("\n") == 1
     assert not (root / "out").exists()

@@ -9,9 +9,10 @@ from typing import Any
 
 from recbole_gmc import hooks, keys, lookup, registry, sections, values
 from recbole_gmc.benchmark import ablations
+from recbole_gmc.data.named import hash_named
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.raw import RawData
-from recbole_gmc.files import hash_file, hash_of, refuse_unwritable, safe_name
+from recbole_gmc.files import hash_of, refuse_unwritable, safe_name
 from recbole_gmc.flags import flags_of
 from recbole_gmc.recbole_keys import seed_of
 from recbole_gmc.running import planning
@@ -23,7 +24,7 @@ PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the 
 # What decides no result: places, whose files are hashed, and what is shown while a cell runs.
 PLACES = ("data_path", "text_embedding_path", "cache_dir")
 SHOWN = ("show_progress", "log_wandb", "wandb_project", "state")
-CONTENTS = ("semantic_ids_path", "word_drop_embedding_path")
+CONTENTS = ("semantic_ids_path", "word_drop_embedding_path")  # whose files are hashed, too
 OF_DOMAINS = ("dataset", "domains", "of_domain")
 UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file", "missing_text")
 
@@ -173,7 +174,8 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
         refuse_unlike(model, mine, data)
         settings = {**sections.for_model(of_dataset, model), **mine, "dataset": dataset, "domains": list(domains)}
         settings = {name: value for name, value in settings.items() if name not in (*PLACES, *SHOWN)}
-        settings |= {"model": model, "of_domain": planning.columns_of(model, domains, data_path), **_contents(settings)}
+        settings |= {"model": model, "of_domain": planning.columns_of(model, domains, data_path)}
+        settings |= hash_named(settings, CONTENTS)
         alone = _goes_alone(model, {**layer, **mine})
         flagged = [f"--{key}={value}" for key, value in flags.items() if key not in ("seed", *changed)]
         flagged += [f"--{key}={value}" for key, value in changed.items()]
@@ -199,19 +201,6 @@ def _goes_alone(model: str, settings: Mapping[str, Any]) -> bool:
     """Whether the model is run once a domain, and what it makes of one does not hang on how many there are."""
     entry = registry.entry(model)
     return (entry is None or not entry.union) and settings.get("budget_minutes") is None
-
-
-def _contents(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Hashes of files that settings name and that may change while their place stays; large encoders count by name."""
-    found = {}
-    for key in CONTENTS:
-        given = settings.get(key)
-        for place in given.values() if isinstance(given, Mapping) else [given] if given else []:
-            path = Path(str(place)).expanduser()
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    found[f"{key}: {file}"] = hash_file(file)
-    return found
 
 
 def _lengths(given: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_gmc.decode.network import DecoderNetwork, Memory
+from recbole_gmc.decode.soundness import refuse_broken
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.errors import GMCError
 from recbole_gmc.model.vocabulary import Vocabulary
@@ -169,22 +170,13 @@ class BeamSearch:
                     levels.append((children.without(kept), beams.lineage))
             beams = children.beams(kept, beams.lineage)
             tokens = self.vocabulary.level(level).start + self.trie.code[beams.nodes].long()
-        self.refuse(broken)
+        refuse_broken(broken)
         leaves = torch.where(beams.scores == -math.inf, -1, beams.nodes)
         trace = Trace(memory, leaves, beams.scores, levels)
         # Log-probabilities only fall along a path, so all that was cut off ends below the best prefix cut off.
         result = self.result(leaves, beams.scores, wanted)
         certified = (pruned == -math.inf) | (pruned < result.scores[:, -1] - self.rounding)
         return replace(result, certified=certified), trace
-
-    def refuse(self, broken: torch.Tensor) -> None:
-        """Raises ``GMCError`` if the network's output was no number anywhere, bool [...]."""
-        if bool(broken.any()):
-            raise GMCError(
-                "the recommender's output is not a number",
-                mend="Its weights are damaged or training diverged; go back to an earlier checkpoint or lower the "
-                "learning rate",
-            )
 
     def result(self, leaves: torch.Tensor, scores: torch.Tensor, wanted: int) -> BeamResult:
         """Lists of ``wanted`` items from leaves [B, W], -1 where there is none, best first; all of them certified."""

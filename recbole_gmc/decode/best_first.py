@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from recbole_gmc.decode.beam import BeamResult, Beams, BeamSearch, Trace, best
 from recbole_gmc.decode.network import Memory
+from recbole_gmc.decode.soundness import refuse_broken
 
 ROWS = 640  # prefixes expanded at once, over all users: enough for the matrix products to be worth their calls
 
@@ -160,7 +161,7 @@ def _expand(search: BeamSearch, state: _State, width: int) -> _State:
     )
     tokens = offsets[chosen.depth - 1] + trie.code[chosen.nodes]
     log_probs = search.network.step(tokens, memory, lineage, bias)
-    search.refuse(log_probs[..., 0].isnan())
+    refuse_broken(log_probs[..., 0].isnan())
     codes = torch.arange(trie.codebook_size, device=columns.device)
     log_probs = log_probs.gather(2, offsets[chosen.depth][..., None] + codes)
     children = search.children(Beams(chosen.nodes, chosen.scores, lineage), log_probs, max(trie.widest))

@@ -6,7 +6,7 @@ import torch
 
 from recbole_gmc.decode.beam import BeamSearch
 from recbole_gmc.decode.network import Memory
-from recbole_gmc.errors import GMCError
+from recbole_gmc.decode.soundness import refuse_broken
 
 
 @torch.no_grad()
@@ -38,8 +38,7 @@ def score_all(search: BeamSearch, input_ids: torch.Tensor, mask: torch.Tensor, c
         leaves = slice(int(bounds[0]), int(bounds[-1]))
         parent = torch.repeat_interleave(torch.arange(len(tokens), device=device), bounds.diff())
         scores[:, items[leaves]] = path[:, parent] + log_probs[:, parent, last[leaves].long() + offsets[-1]]
-    if bool(scores.isnan().any()):
-        raise GMCError("the recommender's output is not a number", mend="Go back to an earlier checkpoint")
+    refuse_broken(scores.isnan())
     return scores
 
 

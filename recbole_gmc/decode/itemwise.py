@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_gmc.decode.beam import BeamResult, best
 from recbole_gmc.decode.readout import CodeReadOut, Frontier, Query
+from recbole_gmc.decode.soundness import refuse_broken
 from recbole_gmc.decode.trie import Trie
 from recbole_gmc.model.itemwise import ItemwiseNetwork
 from recbole_gmc.model.repeats import Seen
@@ -96,8 +97,13 @@ class ItemwiseSearch:
         return Query(states, seen, tuple(nodes))
 
     def dense(self, query: Query) -> Tensor:
-        """[B, n]: log-probabilities of the domain's items by the dense head."""
+        """[B, n]: log-probabilities of the domain's items by the dense head.
+
+        Raises:
+            GMCError: the network's output is not a number.
+        """
         logits = query.states @ self.vectors.T
+        refuse_broken(logits.isnan())
         return (logits if query.seen is None else query.seen.added_to(logits, self._repeats)).log_softmax(1)
 
     def codes(self, query: Query) -> Tensor:

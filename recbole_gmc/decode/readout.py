@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recbole_gmc.decode.soundness import refuse_broken
 from recbole_gmc.decode.trie import Trie
-from recbole_gmc.errors import GMCError
 from recbole_gmc.model.itemwise import ItemwiseNetwork
 from recbole_gmc.model.repeats import Seen
 
@@ -124,12 +124,7 @@ class CodeReadOut:
         among = frontier.select(asked.nonzero().squeeze(1))
         above = _repeated(count[asked])
         scores[places] += self._steps(query, among, depth, above, nodes[places])
-        if bool(scores.isnan().any()):
-            raise GMCError(
-                "the recommender's output is not a number",
-                mend="Its weights are damaged or training diverged; go back to an earlier checkpoint or lower the "
-                "learning rate",
-            )
+        refuse_broken(scores.isnan())
         return Frontier(frontier.users[parent], nodes, scores)
 
     def _steps(self, query: Query, asked: Frontier, depth: int, parent: Tensor, nodes: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from recbole.data.dataset import Dataset
 from recbole.evaluator import Collector
 from recbole.utils.case_study import full_sort_scores
 
+from recbole_gmc.decode.soundness import refuse_broken
 from recbole_gmc.evaluate.topk import TopKTable
 from recbole_gmc.items import ItemIndex
 
@@ -26,7 +27,11 @@ class ShortLists(Collector):
 
 @torch.no_grad()
 def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str, width: int = WIDTH) -> TopKTable:
-    """Lists of ``width`` from RecBole's full-sort scores; equal scores keep the catalogue's order."""
+    """Lists of ``width`` from RecBole's full-sort scores; equal scores keep the catalogue's order.
+
+    Raises:
+        GMCError: a score is not a number.
+    """
     network.eval()
     device = next(network.parameters()).device
     tokens = dataset.field2id_token[dataset.iid_field]
@@ -36,6 +41,7 @@ def lists_of(network: torch.nn.Module, dataset: Dataset, test: Any, domain: str,
     users, ranked, scores = dataset.inter_feat[dataset.uid_field], [], []
     for part in users.split(1024):
         dense = full_sort_scores(part.numpy(), network, test, device).cpu()[:, item_of_row]
+        refuse_broken(dense.isnan())
         best = dense.sort(dim=1, descending=True, stable=True)
         short = (0, max(0, width - dense.shape[1]))  # a catalogue below width ends in -1 with no score
         ranked.append(torch.nn.functional.pad(best.indices[:, :width], short, value=-1).numpy())

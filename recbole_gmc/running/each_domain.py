@@ -17,6 +17,7 @@ from recbole_gmc.data.text import read_domain_text
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.raw import RawData
 from recbole_gmc.evaluate.split import refuse_untested
+from recbole_gmc.files import sweep
 from recbole_gmc.places import DOMAINS_NOTE, LOCK, alone_in
 from recbole_gmc.running import domain_run, finished, single
 from recbole_gmc.running.domain_run import DomainRun
@@ -62,6 +63,7 @@ def resume(folder: Path) -> dict[str, DomainRun]:
         RunError: another process is at work in the folder.
     """
     with alone_in(folder):
+        sweep(folder)
         progress = DomainsProgress.read(folder)
         for domain in progress.plan.domains if progress.plan.ours else ():
             if domain not in progress.spent:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recbole_gmc.embed.embeddings import TextEmbeddings
 from recbole_gmc.errors import CheckpointError
-from recbole_gmc.files import hash_file, new_folder, read_json, recover, standing, telling_where, write_json
+from recbole_gmc.files import hash_file, read_json, standing
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.adapters import DomainAdapters
-from recbole_gmc.model.copies import DomainCopies, DomainWeights
+from recbole_gmc.model.copies import DomainCopies
 from recbole_gmc.places import POINTER
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 from recbole_gmc.train.state import Progress
@@ -34,117 +29,6 @@ ITEMS = "items.json"
 TEXT = "text.safetensors"  # rows in the order of the semantic IDs' items
 MIX = "mix.json"
 RETRY = "Take the checkpoint of another run, or train again"
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A file of tensors that training does not change, and the hash of what it holds.
-
-    It is written once: the checkpoints that follow have it as a link, so each folder is whole, and so are its copies.
-    """
-
-    fingerprint: str
-    tensors: Callable[[], Mapping[str, Tensor]]
-
-
-def write(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    progress: Progress,
-    parts: Callable[[Path], None],
-    constants: Mapping[str, Constant] = MappingProxyType({}),
-) -> None:
-    """Writes the folder beside its place and moves it there; the one before stays whole until then.
-
-    Args:
-        parts: writes what only this kind of model has into the folder it is given.
-        constants: file name -> what the checkpoint before may have already.
-
-    Raises:
-        RunError: the disk is full or the folder read-only.
-    """
-    mend = "Free some space, or name another run_dir or checkpoint_dir"
-    if standing(folder).is_dir():
-        mend = "The last good checkpoint there is untouched: free some space, then go on with --resume"
-    with telling_where(folder, mend):
-        recover(folder)
-        with new_folder(folder) as work:
-            write_json(work / "config.json", dict(config))
-            parts(work)
-            save_tensors(work / "model.safetensors", weights)
-            write_json(work / "progress.json", progress.facts)
-            save_tensors(work / "progress.safetensors", progress.tensors)
-            linked = {name: _linked(folder, work, name, constant) for name, constant in constants.items()}
-            for name in (name for name, digest in linked.items() if digest is None):
-                save_tensors(work / name, constants[name].tensors())
-            _write_manifest(work, linked, constants)
-
-
-def _write_manifest(work: Path, linked: Mapping[str, str | None], constants: Mapping[str, Constant]) -> None:
-    """The hash of every file; ``linked`` holds those that are known already."""
-    names = {str(path.relative_to(work)): path for path in sorted(work.rglob("*")) if path.is_file()}
-    files = {name: linked.get(name) or hash_file(path) for name, path in names.items()}
-    manifest: dict[str, Any] = {"format": FORMAT, "files": files}
-    if constants:
-        manifest["constants"] = {name: constant.fingerprint for name, constant in constants.items()}
-    write_json(work / MANIFEST, manifest)
-
-
-def _linked(folder: Path, work: Path, name: str, constant: Constant) -> str | None:
-    """Links the file of the checkpoint before if it holds the same, undamaged; some file systems have no links.
-
-    Returns:
-        The file's hash; ``None`` if it has to be written.
-    """
-    try:
-        before = read_json(folder / MANIFEST)
-        digest = hash_file(folder / name)
-        if before["constants"][name] != constant.fingerprint or digest != before["files"][name]:
-            return None
-        os.link(folder / name, work / name)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return digest
-
-
-def save(
-    folder: Path,
-    *,
-    config: Mapping[str, Any],
-    ids: SemanticIds,
-    t5: Mapping[str, Tensor],
-    adapters: DomainWeights | None,
-    progress: Progress,
-    text: TextEmbeddings | None = None,
-    mix: Mapping[str, float] | None = None,
-) -> None:
-    """Writes the checkpoint of a model that generates semantic IDs.
-
-    Args:
-        text: embeddings of the items that ``ids`` are for, where the network reads them.
-        mix: domain -> weight of the dense head in the ranking, where there is one.
-    """
-
-    def parts(work: Path) -> None:
-        ids.save(work / IDS)
-        if mix is not None:
-            write_json(work / MIX, dict(mix))
-        if adapters is not None:
-            adapters.save(work / adapters.FOLDER)
-
-    constants = {}
-    if text is not None:
-        rows = text.vectors
-        constants[TEXT] = Constant(text.fingerprint, lambda: {"text": torch.from_numpy(np.asarray(rows))})
-    write(folder, config=config, weights=t5, progress=progress, parts=parts, constants=constants)
-
-
-def point(run: Path, folder: Path) -> None:
-    """Leaves a note in a run folder whose checkpoint the user keeps elsewhere."""
-    if folder != run / "checkpoint":
-        write_json(run / POINTER, {"folder": str(folder.absolute())})
 
 
 def _of_run(folder: Path) -> Path:
@@ -166,11 +50,6 @@ def _elsewhere(folder: Path) -> str:
     if theirs := sorted(map(str, folder.glob("checkpoint/*/*.pth"))):
         return f"RecBole's load_data_and_model takes its own models' files: {', '.join(theirs)}"
     return "Give a run folder or its checkpoint folder"
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file; tensors that share memory are written apart."""
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, path)
 
 
 class Checkpoint:
@@ -241,11 +120,15 @@ class Checkpoint:
         """The semantic IDs.
 
         Raises:
-            CheckpointError: the model of this checkpoint has none.
+            CheckpointError: the model of this checkpoint has none, or was trained on others.
         """
         if not self.has_ids:
             raise CheckpointError("it has no semantic IDs", str(self.folder), "Give the checkpoint of another model")
-        return SemanticIds.load(self._place / IDS)
+        found = SemanticIds.load(self._place / IDS)
+        inputs = self.json("progress.json").get("record", {}).get("inputs", {})
+        if found.fingerprint != inputs.get("semantic_ids", found.fingerprint):
+            raise CheckpointError("its model was trained on other semantic IDs", str(self._place / IDS), RETRY)
+        return found
 
     @property
     def text(self) -> TextEmbeddings | None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.places import alone_in, refuse_run_in, run_dir
-from recbole_gmc.train import run_files, state, step
+from recbole_gmc.train import config_json, run_files, state, step
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.curves import StageCurves
@@ -285,8 +285,13 @@ class StageTrainer(RankingTrainer):
             self.restore(under_way.latest)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder."""
+        """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder.
+
+        Raises:
+            CheckpointError: no checkpoint, or one of other settings.
+        """
         checkpoint = Checkpoint(resume_file)
+        config_json.refuse_other(checkpoint.config, self.config, str(checkpoint.folder))
         self.saved_model_file = str(checkpoint.folder)
         self._pending = checkpoint.progress()
         self.record = self._pending.record

@@ -21,7 +21,7 @@ from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.generative import GenerativeRecommender
 from recbole_gmc.places import cache_dir, run_dir
 from recbole_gmc.settings import LoraSettings, SharingSettings, read
-from recbole_gmc.train import checkpoint, estimate, run_files, unified_cache
+from recbole_gmc.train import estimate, run_files, unified_cache, writing
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.config_json import to_json
 from recbole_gmc.train.prepare import Prepared, refuse_unfit, semantic_ids
@@ -253,8 +253,8 @@ class GMCTrainer(StageTrainer):
 
     def _save(self, progress: Progress) -> None:
         model, folder = self.model, Path(self.saved_model_file)
-        checkpoint.point(run_dir(self.config), folder)
-        checkpoint.save(
+        writing.point(run_dir(self.config), folder)
+        writing.save(
             folder,
             config=to_json(self.config),
             ids=model.semantic_ids,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from recbole_gmc import quick
 from recbole_gmc.data.atomic import hash_domains
+from recbole_gmc.data.named import hash_named
 from recbole_gmc.errors import CheckpointError, RunError, SettingError
 from recbole_gmc.files import locked, read_json, write_json
 from recbole_gmc.settings import DataSettings, read
@@ -98,7 +99,7 @@ def _claim(request: Request) -> None:
         "dataset": plan.dataset,
         "space": request.space.facts(),
         "settings": {name: str(value) for name, value in sorted(settings.items())},
-        "data": hash_domains(Path(settings.get("data_path") or "dataset"), domains),
+        "data": {**hash_domains(Path(settings.get("data_path") or "dataset"), domains), **hash_named(settings)},
         "algo": request.options.algo,
         "seed": request.options.seed,
     }
