@@ -102,7 +102,7 @@ def test_the_optimiser_is_the_one_of_the_settings(root):
     for parameter in other._trained():
         parameter.grad = torch.full_like(parameter, 1e3)
     rate = other.optimizer.param_groups[0]["lr"]
-    other._update(torch.tensor(1.0), "a test")
+    other.update(torch.tensor(1.0), "a test")
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, other._trained(), strict=True)])
     assert moved.norm().item() == pytest.approx(0.5 * rate, rel=1e-3)
 

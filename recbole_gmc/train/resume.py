@@ -1,4 +1,4 @@
-"""An interrupted run goes on from its last finished epoch or stage."""
+"""An interrupted run goes on from where it stood."""
 
 from __future__ import annotations
 

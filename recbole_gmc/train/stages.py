@@ -14,7 +14,6 @@ from recbole.config import Config
 from recbole.utils import calculate_valid_score, dict2str, set_color
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.places import alone_in, refuse_run_in, run_dir
@@ -22,6 +21,7 @@ from recbole_gmc.train import config_json, run_files, state, step
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.curves import StageCurves
+from recbole_gmc.train.epoch import NOTHING, Begun, take_steps
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.state import Progress, StageState
@@ -41,6 +41,7 @@ class StageTrainer(RankingTrainer):
         self.shuffle = torch.Generator().manual_seed(config["seed"])
         self.stage: Stage | None = None
         self.best: dict[str, Tensor] = {}
+        self.begun = NOTHING
         self._pending: Progress | None = None  # of a resumed checkpoint, until its stage is entered
         self._saved, self._clock = False, 0.0
         self.budget = Budget(None)
@@ -133,7 +134,7 @@ class StageTrainer(RankingTrainer):
         watched = self._watched(valid)
         self._prepare(dataset, train, watched, show_progress)
         if saved and self._pending is None:
-            self._write()  # from here on the run can be resumed
+            self.write()  # from here on the run can be resumed
         loop = {"verbose": verbose, "saved": saved, "show_progress": show_progress, "callback_fn": callback_fn}
         self._stages(train, valid, watched, loop)
         if valid is not None:
@@ -144,7 +145,7 @@ class StageTrainer(RankingTrainer):
             if verbose:
                 self.logger.info(set_color("valid result", "blue") + ": \n" + dict2str(self.best_valid_result))
         if saved:
-            self._write()
+            self.write()
             if valid is not None:
                 run_files.write_valid(run_dir(self.config), table)
         return self.best_valid_score, self.best_valid_result
@@ -190,7 +191,7 @@ class StageTrainer(RankingTrainer):
         self.record.done.append(stage.name)
         self.stage, self.best = None, {}
         if self._saved:
-            self._write()
+            self.write()
 
     def _share(self, whole: Budget, parts: int, what: str) -> Budget:
         """The part of the budget that ``what`` has, one of so many that are left."""
@@ -209,6 +210,7 @@ class StageTrainer(RankingTrainer):
         self.epochs, self.eval_step = stage.epochs, min(stage.eval_step, stage.epochs)
         self.stopping_step = stage.stopping_step
         self.start_epoch = self.cur_step = 0
+        self.begun = NOTHING
         self.best_valid_score = -np.inf  # more is better in every metric of lists
         self.best_valid_result = None
         self.optimizer = self._build_optimizer(
@@ -219,7 +221,8 @@ class StageTrainer(RankingTrainer):
         if under_way is not None and under_way.stage == stage.name:
             state.put_random(self._pending.tensors, self.shuffle)
             under_way.put_back(self)
-            self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}")
+            inside = f", batch {self.begun.batches}" if self.begun.batches else ""
+            self.logger.info(f"Going on with {stage.name} at epoch {self.start_epoch}{inside}")
         self._pending = None
 
     # ---- an epoch ------------------------------------------------------------------------------------------------
@@ -229,26 +232,17 @@ class StageTrainer(RankingTrainer):
     ) -> float:
         """Mean loss over the rows."""
         if self._saved and epoch_idx > self.start_epoch:  # the epoch before is finished, its validation included
-            self._write(epoch_idx)
+            self.write(epoch_idx)
         self.budget.check()
         started = perf_counter()
         self.model.train()
-        n = len(train_data)
-        order = torch.randperm(n, generator=self.shuffle) if self.config["shuffle"] else torch.arange(n)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        title = set_color(f"Train {epoch_idx:>5}", "pink")
-        bar = tqdm(order.split(self.stage.batch_size), ncols=100, desc=title, disable=not show_progress)
-        for number, batch in enumerate(bar):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = self.backward(train_data.select(batch.to(self.device)))
-            self._update(loss, f"epoch {epoch_idx}, batch {number}")
-            total += loss * len(batch)
-        mean = (total / n).item()
+        begun, self.begun = self.begun, NOTHING
+        mean = take_steps(self, train_data, epoch_idx, begun, self._saved, show_progress)
         seconds = perf_counter() - started
         self.record.curve.append({"stage": self.stage.name, "epoch": epoch_idx, "loss": mean, "seconds": seconds})
         return mean
 
-    def _update(self, loss: Tensor, when: str) -> None:
+    def update(self, loss: Tensor, when: str) -> None:
         """One step of the optimiser; ``loss`` is what its gradients are of."""
         when = f"stage {self.stage.name}, {when}, seed {self.config['seed']}"
         mend = f"Lower the learning rate; the last good checkpoint is {self.saved_model_file}"
@@ -270,13 +264,18 @@ class StageTrainer(RankingTrainer):
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """RecBole calls this at an improvement; the folder is written once an epoch, when all of it is known."""
 
-    def _write(self, next_epoch: int = 0) -> None:
-        """The best weights so far as the model, the latest ones as the place to go on from."""
+    def write(self, next_epoch: int = 0, begun: Begun = NOTHING) -> None:
+        """The best weights so far as the model, the latest ones as the place to go on from.
+
+        Args:
+            next_epoch: the first one that is not finished.
+            begun: what is done of it.
+        """
         self.record.cpu_seconds = self.budget.spent()
         under_way = None
         if self.stage is not None:
             self._spend()
-            under_way = StageState.of(self, next_epoch)
+            under_way = StageState.of(self, next_epoch, begun)
         progress = Progress.of(self.record, self.shuffle, under_way)
         if self.best:
             self.restore(self.best)
@@ -285,7 +284,7 @@ class StageTrainer(RankingTrainer):
             self.restore(under_way.latest)
 
     def resume_checkpoint(self, resume_file: str | Path) -> None:
-        """``fit`` then goes on from the last finished epoch or stage of this run folder or checkpoint folder.
+        """``fit`` then goes on from where the run stood of this run folder or checkpoint folder.
 
         Raises:
             CheckpointError: no checkpoint, or one of other settings.

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from recbole_gmc.files import hash_of
+from recbole_gmc.train.epoch import Begun
 
 
 @dataclass
@@ -49,7 +50,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StageState:
-    """Where a stage stands between two of its epochs; the weights of the checkpoint are its best ones, if it has any.
+    """Where a stage stands between two of its steps; the weights of the checkpoint are its best ones, if it has any.
 
     Attributes:
         stage: its name.
@@ -58,6 +59,7 @@ class StageState:
         best_valid_score: ``None`` before the first validation, and without validation users.
         has_best: whether a validation has chosen weights.
         optimiser_steps: how many the optimiser took.
+        batches, loss: what of ``next_epoch`` is done, as in ``Begun``.
         latest: the weights of the last step, which need not be the best ones.
         optimiser: what the optimiser remembers of each parameter.
     """
@@ -71,9 +73,11 @@ class StageState:
     optimiser_steps: int
     latest: dict[str, Tensor]
     optimiser: dict[str, Tensor]
+    batches: int = 0
+    loss: float = 0.0
 
     @classmethod
-    def of(cls, trainer: Any, next_epoch: int) -> StageState:
+    def of(cls, trainer: Any, next_epoch: int, begun: Begun) -> StageState:
         """Of the stage that a ``StageTrainer`` is in."""
         return cls(
             stage=trainer.stage.name,
@@ -85,11 +89,14 @@ class StageState:
             optimiser_steps=trainer.scheduler.last_epoch,
             latest=trainer.snapshot(),
             optimiser=_optimiser_of(trainer.optimizer),
+            batches=begun.batches,
+            loss=begun.loss,
         )
 
     def put_back(self, trainer: Any) -> None:
         """Into a trainer that has just entered the stage and holds the checkpoint's weights."""
         trainer.start_epoch, trainer.cur_step = self.next_epoch, self.cur_step
+        trainer.begun = Begun(self.batches, self.loss)
         trainer.best_valid_result = self.best_valid_result
         if self.best_valid_score is not None:
             trainer.best_valid_score = self.best_valid_score
@@ -130,7 +137,7 @@ class Progress:
         if self.facts["stage"] is None:
             return None
         parts = {part: under(self.tensors, f"{part}.") for part in TENSORS}
-        return StageState(**{name: self.facts[name] for name in FACTS}, **parts)
+        return StageState(**{name: self.facts[name] for name in FACTS if name in self.facts}, **parts)
 
 
 def seed_of(*parts: Any) -> int:
