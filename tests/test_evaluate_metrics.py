@@ -17,7 +17,6 @@ from run_help import write_planted
 from sklearn.metrics import ndcg_score
 
 from recbole_gmc.data.rows import SequenceRows
-from recbole_gmc.errors import SettingError
 from recbole_gmc.evaluate import dense_lists, per_user, results
 from recbole_gmc.evaluate.collector import ListEvaluator
 from recbole_gmc.evaluate.popularity import popular
@@ -128,11 +127,6 @@ def test_values_of_each_user_average_to_the_metrics(tmp_path):
         assert per_user.ndcg(lists.rank, k).mean() == pytest.approx(found[f"ndcg@{k}"])
     assert per_user.standard_error(np.array([1.0, 3.0])) == pytest.approx(1.0)  # deviation sqrt(2) / sqrt(2)
     assert np.isnan(per_user.standard_error(np.array([1.0])))
-
-
-def test_metrics_that_need_all_scores_are_refused(tmp_path):
-    with pytest.raises(SettingError, match="metrics.*gauc needs"):
-        evaluator(tmp_path, [5], ["GAUC"])
 
 
 @pytest.fixture(scope="module")

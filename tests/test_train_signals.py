@@ -17,10 +17,11 @@ from recbole_gmc.train.signals import StopSignals
 
 # A run that sends itself a signal in the middle of its sixth step.
 STOPPED = """
-import os, sys
+import os, signal, sys
 from recbole_gmc import cli
 from recbole_gmc.train.stages import StageTrainer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it may be ignored
 number, after = int(sys.argv.pop()), [6]
 update = StageTrainer.update
 

@@ -82,11 +82,6 @@ def refuse_bad(benchmark: Benchmark) -> None:
     from recbole_gmc.running.each_domain import refuse_bad_files  # imports every stage
 
     left = [cell for cell in benchmark.cells if status(cell) != DONE]
-    if left:
-        user, item, _ = benchmark.raw.columns
-        raw = {"USER_ID_FIELD": user, "ITEM_ID_FIELD": item, "field_separator": benchmark.raw.separator}
-        texts = any(registry.entry(cell.model) is not None for cell in left)
-        refuse_bad_files(benchmark.data_path, benchmark.domains, raw, texts)
     for cell in {cell.row: cell for cell in left}.values():  # its seeds differ in nothing that is checked
         flags = flags_of(cell.arguments)
         model, dataset, files = flags.pop("model"), flags.pop("dataset"), flags.pop("config_files", "").split()
@@ -94,6 +89,11 @@ def refuse_bad(benchmark: Benchmark) -> None:
             planning.plan(model, dataset, files, flags).refuse_bad(cell.folder)
         except SettingError as error:
             raise SettingError(f"{error.what} (for {cell.row})", error.where, error.mend) from error
+    if left:
+        user, item, _ = benchmark.raw.columns
+        raw = {"USER_ID_FIELD": user, "ITEM_ID_FIELD": item, "field_separator": benchmark.raw.separator}
+        texts = any(registry.entry(cell.model) is not None for cell in left)
+        refuse_bad_files(benchmark.data_path, benchmark.domains, raw, texts)
 
 
 def taking_over(benchmark: Benchmark, before: Sequence[Benchmark]) -> Benchmark:

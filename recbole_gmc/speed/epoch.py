@@ -57,7 +57,7 @@ def outside(lengths: Sequence[int], precision: str, options: SpeedOptions) -> di
         with Stopwatch(options.device) as inside:
             inside.add(network, "backward")
             inside.leave_out(network, "_chunks")
-            inside.add(trainer, "_update")
+            inside.add(trainer, "update")
             seconds = sum(timed(epoch, options.device) for _ in range(epochs))
         trainer.tensorboard.close()
     return {"share": 1 - inside.seconds / seconds, "rows": len(rows), "samples": epochs * len(rows) / seconds}
