@@ -9,9 +9,10 @@ from run_help import python, tiny, write_both
 
 from recbole_gmc import cli, quick
 from recbole_gmc.benchmark import run as benchmark_run
+from recbole_gmc.errors import DataError
 from recbole_gmc.files import locked, read_json
 from recbole_gmc.places import DOMAINS_NOTE
-from recbole_gmc.running import single
+from recbole_gmc.running import each_domain, single
 from recbole_gmc.train.budget import Budget
 from recbole_gmc.train.checkpoint import Checkpoint
 from recbole_gmc.train.trainer import GMCTrainer
@@ -116,3 +117,20 @@ def test_a_share_of_a_budget_is_the_same_for_who_goes_on_in_the_middle():
     assert fresh.minutes == later.minutes == 35
     assert later.spent() == pytest.approx(1200, abs=5)
     assert Budget(None, spent=5).part(2, begun=0).minutes is None
+
+
+def test_a_refused_run_leaves_no_folder_but_those_of_others(tmp_path):
+    with pytest.raises(DataError), each_domain._leaving_nothing_if_refused(tmp_path / "runs/mine"):
+        (tmp_path / "runs/mine").mkdir(parents=True)
+        (tmp_path / "runs/mine/.lock").touch()
+        raise DataError("bad")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(DataError), each_domain._leaving_nothing_if_refused(tmp_path / "runs/mine"):
+        for name in ("mine", "other"):  # which another process has made meanwhile
+            (tmp_path / "runs" / name).mkdir(parents=True)
+        raise DataError("bad")
+    assert [part.name for part in (tmp_path / "runs").iterdir()] == ["other"]
+    with pytest.raises(DataError), each_domain._leaving_nothing_if_refused(tmp_path / "runs/more"):
+        (tmp_path / "runs/more/checkpoint").mkdir(parents=True)
+        raise DataError("bad")
+    assert (tmp_path / "runs/more/checkpoint").is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ def run_domains(plan: Plan, folder: Path) -> dict[str, DomainRun]:
 @contextmanager
 def _leaving_nothing_if_refused(folder: Path) -> Iterator[None]:
     """Removes a run's folder again, and those made for it, if what it would run is refused before anything is done."""
-    made = next((part for part in (*reversed(folder.parents), folder) if not part.exists()), None)
+    new = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         yield
     except (SettingError, DataError):
-        if made is not None and {part.name for part in folder.glob("*")} <= {LOCK, DOMAINS_NOTE}:
-            shutil.rmtree(made, ignore_errors=True)
+        if new and {part.name for part in folder.glob("*")} <= {LOCK, DOMAINS_NOTE}:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another run may stand in one of them by now
+                for parent in new[1:]:
+                    parent.rmdir()
         raise
 
 
