@@ -125,6 +125,8 @@ def check(
         SettingError: a value of the wrong type or range, or one that the plugin cannot honour, with the reason.
     """
     settings = dict(settings)
+    if isinstance(settings.get("learner"), str):
+        settings["learner"] = settings["learner"].lower()  # as RecBole takes it
     safe_name(dataset, "dataset")
     if isinstance(settings.get("domains"), str):
         settings["domains"] = [settings["domains"]]
@@ -132,13 +134,14 @@ def check(
         read(group, settings, usual or {})
     recbole_keys.check(None, settings, usual or {})
     _check_places(settings)
-    if settings.get("enable_amp") and (precision := read(TrainSettings, settings, usual or {}).precision) == "fp32":
-        what = f"asks for mixed precision, but precision is {precision}"
+    if settings.get("enable_amp") and read(TrainSettings, settings, usual or {}).precision == "fp32":
+        what = "asks for mixed precision, but precision is fp32"
         raise SettingError(what, where="enable_amp", mend="Set precision: bf16 instead")
     _check_adapted(read(LoraSettings, settings), read(T5Settings, settings))
     if settings.get("semantic_ids_path") is not None and not read(SharingSettings, settings).tokenizer:
         what = "False makes a tokenizer a domain, but the IDs are imported from semantic_ids_path"
         raise SettingError(what, where="shared_tokenizer", mend="Leave one of the two out")
+    _check_wandb(settings)
     _refuse_unusable(settings, REFUSED)
     if (settings.get("nproc") or 1) != 1:
         raise SettingError("more than one process is not supported", where="nproc", mend="Leave the key out")
@@ -161,6 +164,7 @@ def check_single(model: str, settings: Mapping[str, Any], usual: Mapping[str, An
     read(DataSettings, settings, usual)
     _check_places(settings)
     names = ("benchmark_filename", "encoding", "device", *(name for name in REFUSED if "save" in name))
+    _check_wandb(settings)
     _refuse_unusable(settings, names)
     protocol(settings.get("eval_args"))
     _check_metrics(settings)
@@ -175,14 +179,15 @@ def refuse_absent_gpu(given: Mapping[str, Any]) -> None:
         raise SettingError(f"{given[asked]!r}, but torch finds no GPU", asked, "Leave the key out to use the CPU")
 
 
-def _refuse_unusable(settings: Mapping[str, Any], names: Iterable[str]) -> None:
+def _check_wandb(settings: Mapping[str, Any]) -> None:
     if settings.get("log_wandb") and importlib.util.find_spec("wandb") is None:
         raise SettingError("wandb is not installed", where="log_wandb", mend="pip install wandb, or leave the key out")
+
+
+def _refuse_unusable(settings: Mapping[str, Any], names: Iterable[str]) -> None:
     for name in names:
         unused, reason = REFUSED[name]
-        given = settings.get(name)
-        given = given.lower() if name == "learner" and isinstance(given, str) else given  # as RecBole takes it
-        if not any(given is value or given == value for value in unused):
+        if not any(settings.get(name) is value or settings.get(name) == value for value in unused):
             raise SettingError(f"{settings[name]!r} cannot be used: {reason}", where=name, mend="Leave the key out")
 
 

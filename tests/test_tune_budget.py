@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from run_help import write_both
+from run_help import tiny, write_both
 
 from recbole_gmc import cli
 from recbole_gmc.running import planning
+from recbole_gmc.train.stages import StageTrainer
 from recbole_gmc.tune import trial
 
 
@@ -44,3 +45,27 @@ def test_keys_of_other_models_are_no_search(tmp_path, monkeypatch, capsys):
     words = ["tune", "--model=GMC", "--dataset=Big", "--data_path=.", "--params_file=space.yaml", "--output=out"]
     assert cli.main(words) == 2
     assert "hidden_size: GMC does not read it, so all trials would be equal" in capsys.readouterr().err
+
+
+def test_a_stopped_trial_goes_on_with_what_its_domains_have(tmp_path, monkeypatch):
+    """Also where the time left is another by then: what a domain has learned is not thrown away."""
+    settings = {**tiny(tmp_path, epochs=1), "budget_minutes": 10.0}
+    settings = {key: value for key, value in settings.items() if not key.startswith("lora")}
+    write_both(tmp_path)
+    plan = planning.plan("TIGER", "both", (), settings)
+    first = trial.run_trial(plan, {}, tmp_path / "trials")
+    (tmp_path / "trials" / first.id / trial.FILE).unlink()
+    monkeypatch.setattr(StageTrainer, "_train_epoch", lambda *_, **__: pytest.fail("trained again"))
+    again = trial.run_trial(plan, {}, tmp_path / "trials")
+    assert (again.state, again.score) == ("done", first.score)
+
+
+def test_a_trial_without_a_whole_checkpoint_begins_anew(tmp_path):
+    write_both(tmp_path)
+    plan = planning.plan("GMC", "tiny", (), tiny(tmp_path, epochs=1, lora=False))
+    first = trial.run_trial(plan, {}, tmp_path / "trials")
+    folder = tmp_path / "trials" / first.id
+    (folder / trial.FILE).unlink()
+    (folder / "checkpoint/model.safetensors").write_bytes(b"damaged")
+    again = trial.run_trial(plan, {}, tmp_path / "trials")
+    assert (again.state, again.score) == ("done", first.score)

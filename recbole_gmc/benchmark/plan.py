@@ -26,7 +26,7 @@ PLACES = ("data_path", "text_embedding_path", "cache_dir")
 SHOWN = ("show_progress", "log_wandb", "wandb_project", "state")
 CONTENTS = ("semantic_ids_path", "word_drop_embedding_path")  # whose files are hashed, too
 OF_DOMAINS = ("dataset", "domains", "of_domain")
-UNCHECKED = ("val_interval", "rm_dup_inter", "benchmark_filename", "user_file", "item_file", "missing_text")
+UNCHECKED = ("benchmark_filename", "user_file", "item_file")  # and what ``RawData`` refuses
 
 
 @dataclass(frozen=True)
@@ -143,16 +143,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     flags = dict(flags)
     files = flags.pop("config_files", "").split()
     in_files, given = lookup.read_files(files), values.parse_all(flags)
-    models = tuple(name.strip() for name in own.get("models", "").split(",") if name.strip())
-    dataset = flags.pop("dataset", None) or in_files.get("dataset")
-    for name, value in (("models", models), ("dataset", dataset)):
-        if not value:
-            raise SettingError(f"no {name} named", f"--{name}", f"Write --{name}=...; see benchmark --help")
-    for model in models:
-        hooks.refuse_unknown_model(model)
-    if len(set(models)) != len(models):
-        raise SettingError("names a model twice", "--models", "Name each one once")
-    safe_name(dataset, "dataset")
+    models, dataset = _named(own.get("models", ""), flags.pop("dataset", None) or in_files.get("dataset"))
     common = {**sections.for_model(in_files, ""), **given}
     of_dataset = lookup.dataset_settings(dataset, common)
     layer = sections.for_model(of_dataset, "")
@@ -197,6 +188,19 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     )
 
 
+def _named(models: str, dataset: str | None) -> tuple[tuple[str, ...], str]:
+    """The models and the data set, if both are named and can be."""
+    found = tuple(name.strip() for name in models.split(",") if name.strip())
+    for name, value in (("models", found), ("dataset", dataset)):
+        if not value:
+            raise SettingError(f"no {name} named", f"--{name}", f"Write --{name}=...; see benchmark --help")
+    for model in found:
+        hooks.refuse_unknown_model(model)
+    if len(set(found)) != len(found):
+        raise SettingError("names a model twice", "--models", "Name each one once")
+    return found, safe_name(dataset, "dataset")
+
+
 def _goes_alone(model: str, settings: Mapping[str, Any]) -> bool:
     """Whether the model is run once a domain, and what it makes of one does not hang on how many there are."""
     entry = registry.entry(model)
@@ -239,9 +243,9 @@ def refuse_unlike(model: str, settings: Mapping[str, Any], common: Mapping[str, 
         if key in settings and settings[key] != common.get(key):
             what = f"{settings[key]!r} for {model} alone"
             raise SettingError(what, key, "Set it for all models, outside their sections")
+    RawData.of({**common, **settings})
     for key in UNCHECKED:
-        used = settings.get(key) or common.get(key)
-        if used == "drop" if key == "missing_text" else used:
+        if settings.get(key) or common.get(key):
             what = "the benchmark checks every model against the raw files, which this would change"
             raise SettingError(what, key, "Filter the files beforehand")
 

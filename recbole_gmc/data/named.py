@@ -8,10 +8,10 @@ from typing import Any
 
 from recbole_gmc.files import hash_file
 
-IDS, EMBEDDINGS = "semantic_ids_path", ("text_embedding_path", "word_drop_embedding_path")
+NAMED = ("semantic_ids_path", "text_embedding_path", "word_drop_embedding_path")
 
 
-def hash_named(settings: Mapping[str, Any], keys: Sequence[str] = (IDS, *EMBEDDINGS)) -> dict[str, str]:
+def hash_named(settings: Mapping[str, Any], keys: Sequence[str] = NAMED) -> dict[str, str]:
     """``<key>: <file>`` -> SHA-256 of every file that these settings name, or that lies in a folder that they name.
 
     The tokens beside an ``.npy`` count with it. A folder of a text encoder is large and counts by its name, elsewhere.

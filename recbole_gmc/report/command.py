@@ -110,8 +110,9 @@ def _data(runs: Sequence[Run], data_path: str | None) -> dict[str, DomainData]:
                     found[domain] = read_domain(root, domain, one.settings)
                 except GMCError as error:
                     failed[domain] = error
-    for domain in failed.keys() - found.keys():
-        getLogger().warning(f"Without what the files of {domain} tell: {failed[domain]}")
+    for domain, error in failed.items():
+        if domain not in found:
+            getLogger().warning(f"Without what the files of {domain} tell: {error}")
     return found
 
 

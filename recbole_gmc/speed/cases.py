@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recbole_gmc import logs
 from recbole_gmc.items import ItemIndex
 from recbole_gmc.model.seq2seq import build_t5
 from recbole_gmc.model.vocabulary import Vocabulary
@@ -113,7 +114,6 @@ def trained_case(folder: Path, seed: int) -> Case:
     Raises:
         CheckpointError: the folder holds no checkpoint, or a damaged one.
     """
-    from recbole_gmc import logs
     from recbole_gmc.data.rows import SequenceRows
     from recbole_gmc.loading import load_data_and_model
 

@@ -17,10 +17,10 @@ DERIVED = frozenset(
     train_neg_sample_args valid_neg_sample_args test_neg_sample_args resume config_files model dataset""".split()
 )
 
-# What may differ where a run goes on: places, whose content is checked, what is shown, and the device.
+# What may differ where a run goes on: places, whose content is checked, what is shown, the device, and the time it has.
 MOVABLE = DERIVED | frozenset(
     """run_dir cache_dir checkpoint_dir text_embedding_path word_drop_embedding_path semantic_ids_path show_progress
-    state log_wandb wandb_project use_gpu gpu_id worker""".split()
+    state log_wandb wandb_project use_gpu gpu_id worker budget_minutes""".split()
 )
 
 GONE = ("alignment_weight", "alignment_temperature")  # settings of losses that earlier checkpoints name

@@ -90,8 +90,6 @@ def run_trial(plan: Plan, settings: Mapping[str, Any], trials: Path, report: Rep
     if done is not None and done.state != "failed":  # what made it fail may be mended
         getLogger().info(f"Trial {name}: done before, score {done.score}")
         return done
-    if not _go_on(folder):
-        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).unlink(missing_ok=True)
     started = perf_counter()
@@ -177,10 +175,14 @@ def _fit_whole(
 
 
 def _go_on(folder: Path) -> dict[str, str]:
+    """What makes a run go on from its checkpoint in ``folder``; where there is none, what else is there makes way."""
     from recbole_gmc.train.checkpoint import Checkpoint
 
     found = Checkpoint.found(folder)
-    return {} if found is None else {"resume": str(found.folder)}
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        return {}
+    return {"resume": str(found.folder)}
 
 
 def _fit_single(plan: DomainPlan, report: Report | None, budget: Budget) -> dict[str, Any]:
