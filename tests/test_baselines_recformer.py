@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from recbole_gmc.baselines import recformer, recformer_text
 from recbole_gmc.baselines.recformer_network import RecFormerNetwork, RecFormerSettings, own_shape
 from recbole_gmc.baselines.recformer_text import IDS, KEY, KINDS, PADDING, START, VALUE, WORDS
@@ -113,9 +115,19 @@ def test_the_encoder_is_the_longformer_of_transformers():
     assert not torch.allclose(made[:, 0], local[:, 0], atol=1e-3), "the start token attends to all"
 
 
+@pytest.mark.parametrize("hidden", [16, 64, 128])
+def test_items_differ_before_training(hidden):
+    """Contrast can begin only where vectors are not all the same; from a deviation of 0.02 this cosine is above .999."""
+    torch.manual_seed(0)
+    settings = replace(SETTINGS, hidden=hidden)
+    mine = RecFormerNetwork(own_shape(settings, SPECIALS), SPECIALS, settings, 4).eval()
+    vectors = F.normalize(mine.item_vectors(some_tokens()), dim=1)
+    assert (vectors @ vectors.T)[~torch.eye(len(vectors), dtype=torch.bool)].mean() < 0.99
+
+
 def test_order_counts_and_padding_does_not():
     mine, tokens = network(), some_tokens()
-    for weight in mine.parameters():  # as it starts, its vectors are nearly that of the start token alone
+    for weight in mine.parameters():  # as it starts, most of its vectors is the start token
         torch.nn.init.normal_(weight, std=0.3)
     vectors = mine.item_vectors(tokens)
     one, two = torch.tensor([[0, 1, 2, 4]]), torch.tensor([[1, 0, 2, 5]])

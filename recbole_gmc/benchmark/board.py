@@ -31,7 +31,7 @@ class Row:
         scores: part ("<domain>" or "average") -> metric -> value of each seed that is done.
         limited: its budget ended a cell: shown, but without marks and significance.
         facts: parameters, epochs, train and test seconds, history, text and notes.
-        variant: an ablation of the reference: compared with it, but not with the other models.
+        base: the model that it is a variant of: compared with that one and the reference, not with the others.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Row:
     scores: Mapping[str, Mapping[str, tuple[float, ...]]]
     limited: bool
     facts: Mapping[str, Any]
-    variant: bool = False
+    base: str = ""
 
     @property
     def counts(self) -> bool:
@@ -75,16 +75,15 @@ class Board:
 
     def order(self, part: str, metric: str) -> list[str]:
         """The models that count, best first; variants are none."""
-        rows = [row for row in self.rows if row.counts and not row.variant]
+        rows = [row for row in self.rows if row.counts and not row.base]
         return [row.model for row in sorted(rows, key=lambda row: -row.mean(part, metric))]
 
     def row(self, model: str) -> Row:
         return next(row for row in self.rows if row.model == model)
 
     def change(self, row: Row, part: str, metric: str) -> float | None:
-        """A variant's relative change against the reference; ``None`` for others and where one of the two lacks."""
-        ours = self.row(self.reference)
-        if not row.variant or not row.counts or not ours.counts:
+        """A variant's relative change against its model; ``None`` for others and where one of the two lacks."""
+        if not row.base or not row.counts or not (ours := self.row(row.base)).counts:
             return None
         base = ours.mean(part, metric)
         return row.mean(part, metric) / base - 1.0 if base > 0 else float("nan")
@@ -130,7 +129,8 @@ def build(benchmark: Benchmark) -> Board:
         }
         facts = _facts(benchmark, model)
         limited = bool(facts.pop("limited"))
-        rows.append(Row(model, tuple(lists), scores, limited, facts, model not in benchmark.models))
+        base = next(cell.model for cell in benchmark.cells if cell.row == model)
+        rows.append(Row(model, tuple(lists), scores, limited, facts, "" if base == model else base))
     _refuse_unlike(rows, benchmark)
     means = {row.model: {m: np.mean(of_user[row.model][m], 0) for m in metrics} for row in rows if row.counts}
     adjusted = significance(means, masks, benchmark.reference)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from recbole_gmc import hooks, keys, lookup, registry, sections, values
-from recbole_gmc.benchmark import ablations
+from recbole_gmc.benchmark import variants
+from recbole_gmc.benchmark.variants import Variant
 from recbole_gmc.data.named import hash_named
 from recbole_gmc.errors import DataError, SettingError
 from recbole_gmc.evaluate.raw import RawData
@@ -18,7 +19,7 @@ from recbole_gmc.recbole_keys import seed_of
 from recbole_gmc.running import planning
 from recbole_gmc.settings import DataSettings, read
 
-OWN = ("models", "ablations", "domain_sets", "seeds", "output")
+OWN = ("models", *(family.flag for family in variants.FAMILIES), "domain_sets", "seeds", "output")
 DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
 # What decides no result: places, whose files are hashed, and what is shown while a cell runs.
@@ -35,7 +36,7 @@ class Cell:
 
     Attributes:
         settings: all that decides its result but the data and the code.
-        variant: the title of an ablation, or nothing.
+        variant: the title of a variant of the model, or nothing.
         alone: whether what it makes of a domain does not hang on which others there are.
     """
 
@@ -87,7 +88,7 @@ class Benchmark:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The models, then the ablations."""
+        """The models, then their variants."""
         return tuple(dict.fromkeys((*self.models, *(cell.row for cell in self.cells))))
 
     @property
@@ -154,10 +155,13 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     output = Path(own.get("output") or Path("runs") / f"benchmark-{dataset}")
     refuse_unwritable(output, "--output")
     shared = [f"--dataset={dataset}", *([f"--config_files={' '.join(files)}"] if files else [])]
-    variants = ablations.chosen(own.get("ablations", ""), models)
-    ablations.refuse_idle(variants, {**layer, **sections.for_model(in_files, ablations.MODEL), **given})
+    varied: list[Variant] = []
+    for family in variants.FAMILIES:
+        named = family.chosen(own.get(family.flag, ""), models)
+        variants.refuse_idle(named, {**layer, **sections.for_model(in_files, family.model), **given})
+        varied += named
     cells: list[Cell] = []
-    for model, variant in [*((name, None) for name in models), *((ablations.MODEL, one) for one in variants)]:
+    for model, variant in [*((name, None) for name in models), *((one.model, one) for one in varied)]:
         changed = dict(variant.settings) if variant else {}
         mine = {**sections.for_model(in_files, model), **given, **changed}
         if layer.get("embedded_data"):  # where that lies is not the user's choice

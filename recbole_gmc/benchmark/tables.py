@@ -35,7 +35,7 @@ def tables(board: Board) -> list[Table]:
     found = []
     for part in board.parts:
         rows = [(Field(_name(board, row)), *_scores(board, row, part)) for row in board.rows]
-        if any(row.model != board.reference and not row.variant for row in board.rows):
+        if any(row.model != board.reference and not row.base for row in board.rows):
             rows.append((Field(f"{board.reference}'s gain on the strongest baseline"), *_gains(board, part)))
         title = f"{part}, {board.users[part]:,} users" + (", user-weighted" if part == "average" else "")
         found.append(Table(title, ("model", *map(short, board.metrics)), tuple(rows)))
@@ -94,8 +94,9 @@ def _costs(row: Row) -> tuple[Field, ...]:
 
 def legend(board: Board) -> list[str]:
     """What the marks mean and what was the same for all."""
+    bases = dict.fromkeys(row.base for row in board.rows if row.base)
     variants = [
-        f"In brackets: the relative change of a variant against {board.reference}. Variants have no *, no + and no "
+        f"In brackets: the relative change of a variant against {' or '.join(bases)}. Variants have no *, no + and no "
         f"part in the gain."
     ]
     return [
@@ -106,7 +107,7 @@ def legend(board: Board) -> list[str]:
         f"candidates {board.hashes['candidates'][:12]}. Training seconds are wall-clock, all stages; parameters are "
         f"all that serve all domains.",
         *(f"[{number}] {label}." for number, label in enumerate(_labels(board), 1)),
-        *(variants if any(row.variant for row in board.rows) else ()),
+        *(variants if bases else ()),
     ]
 
 

@@ -28,9 +28,9 @@ from recbole_gmc.speed.measure import (
 )
 
 BEAMS = 20
-USERS = 512  # of our ways; an evaluation has thousands, so that users of one length fill batches
+USERS = 512  # of our ways, where all histories are equally long and any number fills batches
+MANY_USERS = 2048  # where they are not, as in an evaluation: enough that users of one length fill batches
 USERS_OF_REFERENCE = 64  # it takes seconds for them, and its cost a user does not depend on their number
-MANY_USERS = 2048  # of comparisons of lists
 ORACLE_USERS = 56
 BATCH = 32  # the reference's, as in the cost model
 OTHER_BATCHES = (4, 8, 16, 32)
@@ -44,21 +44,21 @@ def measure(options: SpeedOptions) -> Iterator[PartResult]:
     Raises:
         CheckpointError: the run's largest domain has fewer items than there are beams, which ``generate`` cannot do.
     """
-    users = 8 if options.tiny else USERS
+    users, many = (8, 16) if options.tiny else (USERS, MANY_USERS)
     # before minutes of work, as a run can be unfit
     trained = None if options.run is None else trained_case(options.run, options.seed)
     if trained is not None and len(trained.codes) < BEAMS:
         what = f"its largest domain has {len(trained.codes)} items, fewer than {BEAMS} beams"
         raise CheckpointError(what, str(options.run), "Give a run on a larger domain")
     yield _compare(random_case(options, users, realistic=False), options, "")
-    more = {"realistic": random_case(options, users, realistic=True)}
+    more = {"realistic": random_case(options, many, realistic=True)}
     if trained is not None:
         more["trained"] = trained
     for name, case in more.items():
-        compared = _compare(case.users(users), options, f"{name}: ")
+        compared = _compare(case.users(many), options, f"{name}: ")
         yield PartResult({name: compared.figures}, compared.rows)
         if case.target is not None:
-            told = _trained(case, options)
+            told = _trained(case.users(many), options)
             yield PartResult({name: compared.figures | told.figures}, told.rows)
 
 
@@ -173,7 +173,6 @@ def _shares(way: Recommender, case: Case, options: SpeedOptions, precision: str)
 
 def _trained(case: Case, options: SpeedOptions) -> PartResult:
     """What only a trained model tells: bf16's lists, what beam search misses, and what exact lists cost."""
-    case = case.users(16 if options.tiny else MANY_USERS)
     device = options.device
     kinds = {"fp32": {}, "bf16": {"precision": "bf16"}, "exact": {"search": "exact"}}
     ours = {name: case.recommender(device, beam_size=BEAMS, **settings) for name, settings in kinds.items()}

@@ -1,10 +1,11 @@
-"""Ablations in the benchmark: cells with other settings, compared with GMC and with nothing else."""
+"""Variants in the benchmark: cells with other settings, compared with their model and with nothing else."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,26 @@ from run_help import tiny, write_planted
 from test_benchmark import data, plan_of, write_cell  # noqa: F401 - data is a fixture
 
 from recbole_gmc import cli
-from recbole_gmc.benchmark import ablations, board, command, tables
+from recbole_gmc.benchmark import board, command, tables, variants
 from recbole_gmc.errors import SettingError
 from recbole_gmc.lookup import properties_folder
+from recbole_gmc.values import read_yaml
 
 
-def test_every_file_has_a_name_in_tables():
-    assert set(ablations.TITLES) == {file.stem for file in (properties_folder() / "ablation").glob("*.yaml")}
+@pytest.mark.parametrize("family", variants.FAMILIES, ids=lambda family: family.flag)
+def test_every_file_has_a_name_in_tables(family):
+    assert set(family.titles) == {file.stem for file in (properties_folder() / family.folder).glob("*.yaml")}
+
+
+def test_the_steps_lead_to_gmcplus():
+    """Each keeps what the one before it has, changes something, and the last one lacks one switch alone."""
+    settings = [variant.settings for variant in variants.FAMILIES[1].chosen("all", ["GMCPlus"])][:5]
+    final = read_yaml(properties_folder() / "model" / "GMCPlus.yaml")
+    assert len({tuple(step) for step in settings}) == 1, "each says all of them, whatever the flags say"
+    for before, after in pairwise(settings):
+        changed = {key for key in after if after[key] != before[key]}
+        assert changed and all(after[key] == final[key] != before[key] for key in changed)
+    assert {key for key, value in settings[-1].items() if value != final[key]} == {"repeat_bias"}
 
 
 def test_an_ablation_is_a_cell_with_the_settings_of_its_file(data):  # noqa: F811
@@ -27,7 +41,7 @@ def test_an_ablation_is_a_cell_with_the_settings_of_its_file(data):  # noqa: F81
     plain = plan_of(data, *words, models="GMC,Pop")
     found = plan_of(data, *words, "--ablations=all", models="GMC,Pop")
     assert found.models == ("GMC", "Pop") and len(found.cells) == 2 * 7
-    titles = [f"GMC {ablations.TITLES[name]}" for name in ablations.TITLES]
+    titles = [f"GMC {title}" for title in variants.ABLATIONS.values()]
     assert found.rows == ("GMC", "Pop", *titles)
     by_name = {cell.name: cell for cell in found.cells}
     assert [by_name[cell.name] for cell in plain.cells] == list(plain.cells), "the other cells stay what they are"
@@ -45,13 +59,17 @@ def test_an_ablation_is_a_cell_with_the_settings_of_its_file(data):  # noqa: F81
     "words, models, message",
     [
         (["--ablations=without_lor"], "GMC", "nearest: 'without_lora'.*Choose from all, without_shared_codebook"),
-        (["--ablations=without_lora,without_lora"], "GMC", "names an ablation twice"),
-        (["--ablations=all"], "Pop", "Name GMC among the models"),
+        (["--ablations=without_lora,without_lora"], "GMC", "names a variant twice"),
+        (["--ablations=all"], "Pop", "Name GMC, too"),
         (["--ablations="], "GMC", "has no value"),
         (["--ablations=without_lora,full_finetuning", "--lora=False"], "GMC", "lora is False already"),
         (["--ablations=full_finetuning", "--lora=False"], "GMC", "nothing is trained a domain. Leave --ablations out"),
         (["--ablations=without_domain_loss", "--tokenizer=rkmeans"], "GMC", "rkmeans has no domain loss"),
         (["--ablations=without_shared_codebook", "--semantic_ids_path=x"], "GMC", "imports IDs"),
+        (["--ladder=code"], "GMCPlus", "--ladder: 'code' is not known .nearest: 'codes'.*Choose from all, codes"),
+        (["--ladder=all"], "GMC", "Name GMCPlus, too"),
+        (["--ladder=light_codes", "--repeat_bias=False"], "GMCPlus", "it is GMCPlus itself.*Leave --ladder out"),
+        (["--ladder=codes,several_ids", "--semantic_ids_path=x"], "GMCPlus", "imports IDs.*Write --ladder=codes"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(data, words, models, message):  # noqa: F811
@@ -72,7 +90,7 @@ def test_the_table_has_the_change_against_gmc(data):  # noqa: F811
     for cell in found.cells:
         write_cell(cell, found, PLACES[cell.row])
     made = board.build(found)
-    assert [(row.model, row.variant) for row in made.rows] == [(name, name.startswith("GMC ")) for name in PLACES]
+    assert [(row.model, row.base) for row in made.rows] == [(n, "GMC" if n.startswith("GMC ") else "") for n in PLACES]
 
     def ndcg(places: list[int]) -> float:
         return sum(1 / math.log2(place + 2) for place in places if place >= 0) / len(places)
@@ -97,6 +115,21 @@ def test_the_table_has_the_change_against_gmc(data):  # noqa: F811
     )
     assert float(line["change"]) == pytest.approx(change) and line["place"] == "" and line["budget_limited"] == "False"
     assert row.facts["text"] == made.row("GMC").facts["text"] == "ready embeddings"
+
+
+def test_a_step_is_compared_with_the_model_it_leads_to(data):  # noqa: F811
+    found = plan_of(data, "--ladder=codes", "--ablations=without_lora", models="GMC,GMCPlus")
+    step = next(cell for cell in found.cells if cell.name == "GMCPlus-codes-2020")
+    assert {"--model=GMCPlus", "--dense_head=False", "--train_softmax=table"} <= set(step.arguments)
+    places = {**PLACES, "GMCPlus": [0, 0, 0, 1, 0, 0], "GMCPlus step 1, codes alone": [2, -1, -1, 2, 0, -1]}
+    for cell in found.cells:
+        write_cell(cell, found, places[cell.row])
+    made = board.build(found)
+    row = made.row("GMCPlus step 1, codes alone")
+    expected = row.mean("average", "ndcg@10") / made.row("GMCPlus").mean("average", "ndcg@10") - 1
+    assert made.change(row, "average", "ndcg@10") == pytest.approx(expected)
+    assert made.order("average", "ndcg@10") == ["GMCPlus", "GMC"]
+    assert "the relative change of a variant against GMC or GMCPlus" in tables.terminal(made)
 
 
 def test_from_the_command_line(tmp_path: Path, capsys):
