@@ -117,7 +117,7 @@ def test_the_encoder_is_the_longformer_of_transformers():
 
 @pytest.mark.parametrize("hidden", [16, 64, 128])
 def test_items_differ_before_training(hidden):
-    """Contrast can begin only where vectors are not all the same; from a deviation of 0.02 this cosine is above .999."""
+    """Contrast can begin only where vectors are not all the same; from a deviation of 0.02 this is above .999."""
     torch.manual_seed(0)
     settings = replace(SETTINGS, hidden=hidden)
     mine = RecFormerNetwork(own_shape(settings, SPECIALS), SPECIALS, settings, 4).eval()

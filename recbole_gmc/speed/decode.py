@@ -53,12 +53,12 @@ def measure(options: SpeedOptions) -> Iterator[PartResult]:
     yield _compare(random_case(options, users, realistic=False), options, "")
     more = {"realistic": random_case(options, many, realistic=True)}
     if trained is not None:
-        more["trained"] = trained
+        more["trained"] = trained.users(many)
     for name, case in more.items():
-        compared = _compare(case.users(many), options, f"{name}: ")
+        compared = _compare(case, options, f"{name}: ")
         yield PartResult({name: compared.figures}, compared.rows)
         if case.target is not None:
-            told = _trained(case.users(many), options)
+            told = _trained(case, options)
             yield PartResult({name: compared.figures | told.figures}, told.rows)
 
 
