@@ -292,6 +292,21 @@ def test_threads_are_as_many_as_the_settings_say(root):
         torch.set_num_threads(before)
 
 
+def test_two_threads_give_the_same_run_twice(tmp_path):
+    """Sums are split by threads, so hashes are equal for equal threads; caches are apart, so both are trained."""
+    write_planted(tmp_path, "Big", seed=1, users=20)
+    before, made = torch.get_num_threads(), []
+    try:
+        for name in ("one", "two"):
+            keys = {"domains": ["Big"], "epochs": 1, "lora_epochs": 1, "cache_dir": str(tmp_path / f"cache-{name}")}
+            run(tiny(tmp_path, tmp_path / name, cpu_threads=2, **keys))
+            assert torch.get_num_threads() == 2
+            made.append(read_json(tmp_path / name / "result.json"))
+    finally:
+        torch.set_num_threads(before)
+    assert not made[1]["reused"] and made[0]["hashes"] == made[1]["hashes"]
+
+
 def test_a_unified_recommender_is_reused_where_all_that_made_it_is_equal(tmp_path):
     write_planted(tmp_path, "Big", seed=1, users=20)
 

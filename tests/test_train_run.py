@@ -45,6 +45,9 @@ json.dump([model.recommend(domain, history, 10) for domain, history in asked], o
 """
 
 
+SECRETS = {"HF_TOKEN": "hf_4pPq1secret", "WANDB_API_KEY": "0wandb1secret", "RAY_PASSWORD": "2ray3secret"}
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("run")
@@ -57,7 +60,9 @@ def runs(tmp_path_factory) -> SimpleNamespace:
     command += [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in flags.items()]
     made.command = command
     both = [
-        subprocess.Popen([sys.executable, *arguments], cwd=root, env=environment(), stdout=-1, stderr=-2, text=True)
+        subprocess.Popen(
+            [sys.executable, *arguments], cwd=root, env=environment() | SECRETS, stdout=-1, stderr=-2, text=True
+        )
         for arguments in (command, ["-c", API, "settings.json"])
     ]
     made.printed = [process.communicate(timeout=1800)[0] for process in both]
@@ -121,6 +126,14 @@ def test_nothing_is_written_elsewhere(runs):
         *("result.json", "topk.tsv", "valid_topk.tsv", "semantic_ids", "residuals.safetensors", "checkpoint"),
         *("run.log", "tensorboard", ".lock"),
     }
+
+
+def test_secrets_of_the_environment_are_in_no_file_and_on_no_screen(runs):
+    written = [path for path in runs.root.rglob("*") if path.is_file()]
+    assert len(written) > 40
+    for secret in SECRETS.values():
+        assert not [path for path in written if secret.encode() in path.read_bytes()]
+        assert not [text for text in runs.printed if secret in text]
 
 
 def test_all_metrics_follow_from_the_file(runs):
