@@ -186,6 +186,23 @@ def test_stages_have_curves_of_their_own(root):
     assert [event.step for event in found.Scalars("Loss/Train/lora:Small")] == [0]
 
 
+def test_stages_have_metrics_of_their_own_in_wandb(root, monkeypatch):
+    """A stand-in for the package records what RecBole's logger hands to it."""
+    logged, steps = [], {}
+    wandb = SimpleNamespace(
+        **{"__spec__": object(), "run": SimpleNamespace(summary={}), "log": lambda found, commit: logged.append(found)},
+        define_metric=lambda name, step_metric: steps.update({name: step_metric}),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run_recbole("GMC", "tiny", None, tiny(root, epochs=2, lora_epochs=1, log_wandb=True, wandb_project="shops"))
+    assert steps == {"train/*": "train_step", "valid/*": "valid_step"}
+    for stage, epochs in (("unified", [0, 1]), ("lora:Big", [0]), ("lora:Small", [0])):
+        name = f"train/{stage}/train_loss"
+        assert [found["train_step"] for found in logged if name in found] == epochs
+        assert any(f"valid/{stage}/ndcg@10" in found for found in logged)
+    assert not any("train/train_loss" in found for found in logged) and "eval/ndcg@10" in wandb.run.summary
+
+
 def test_curves_hand_the_rest_on():
     said = []
     writer = SimpleNamespace(add_scalar=lambda *a, **k: said.append(a), close=lambda: said.append("closed"))

@@ -20,7 +20,7 @@ from recbole_gmc.places import alone_in, refuse_run_in, run_dir
 from recbole_gmc.train import config_json, run_files, state, step
 from recbole_gmc.train.budget import Budget, BudgetReached
 from recbole_gmc.train.checkpoint import Checkpoint
-from recbole_gmc.train.curves import StageCurves
+from recbole_gmc.train.curves import named_after
 from recbole_gmc.train.epoch import NOTHING, Begun, take_steps
 from recbole_gmc.train.ranking_trainer import RankingTrainer, Result
 from recbole_gmc.train.stage import Stage
@@ -167,14 +167,12 @@ class StageTrainer(RankingTrainer):
         self._enter(stage, self._rows_an_epoch(train))
         self._begin(watched)
         if len(train) and self.start_epoch < self.epochs:
-            whole, self.tensorboard = self.tensorboard, StageCurves(self.tensorboard, stage.name)
             try:
-                super().fit(train, watched, **loop)
+                with named_after(stage.name, self):
+                    super().fit(train, watched, **loop)
             except BudgetReached:
                 self.record.limited = True
                 self.logger.info(f"budget_minutes reached: {stage.name} ends with its best weights so far")
-            finally:
-                self.tensorboard = whole
         if self.best:
             self.restore(self.best)
         self._end(every)
