@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from recbole.utils import set_color
@@ -11,9 +11,6 @@ from tqdm import tqdm
 
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.train.signals import StopSignals
-
-if TYPE_CHECKING:
-    from recbole_gmc.train.stages import StageTrainer
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,11 @@ class Begun:
 NOTHING = Begun()
 
 
-def take_steps(
-    trainer: StageTrainer, rows: SequenceRows, epoch: int, begun: Begun, kept: bool, show_progress: bool
-) -> float:
+def take_steps(trainer: Any, rows: SequenceRows, epoch: int, begun: Begun, kept: bool, show_progress: bool) -> float:
     """Trains on all rows, once, in the order that the trainer's generator gives.
 
     Args:
+        trainer: a ``StageTrainer`` in a stage.
         begun: what a stopped run has done of this epoch; its generator stands where it stood when the epoch began.
         kept: whether a checkpoint is written where a signal asks to stop, after the step under way.
 
