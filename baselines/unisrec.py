@@ -47,6 +47,11 @@ class UniSRecSettings:
     word_ratio: float = key("word_drop_ratio", 0.15, least=0.0, most=1.0)
     word_path: dict | None = key("word_drop_embedding_path", None)
 
+    @property
+    def drops_words(self) -> bool:
+        """Whether sequences are augmented by texts with fewer words, too."""
+        return bool(self.sequence_weight) and self.item_drop < 1.0
+
 
 class MoEAdaptor(nn.Module):
     """v = sum over e of g_e W_e (dropout(x) - b_e), with g = softmax(x W_g + noise in training).
@@ -108,6 +113,8 @@ class UniSRec(TransferModel):
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         self.settings = read(UniSRecSettings, config)
         super().__init__(config, dataset)
+        if self.settings.drops_words and not _can_drop_words(self.settings, read(TextSettings, config)):
+            self.label = "setting with items dropped, no words"
 
     # ---- inputs and networks -------------------------------------------------------------------------------------
 
@@ -125,14 +132,14 @@ class UniSRec(TransferModel):
         texts, cache, device = dataset.texts(), cache_dir(config), config["device"]
         embeddings = embed(texts, text, cache, device=device, progress=progress)
         hashes, more = {"texts": texts.fingerprint, "embeddings": embeddings.fingerprint}, {}
-        if settings.item_drop == 1.0 or not settings.sequence_weight:
+        if not settings.drops_words:
             said = "items dropped only"
+        elif not _can_drop_words(settings, text):
+            said = "items dropped only: vectors of texts with words removed need word_drop_embedding_path or a "
+            said += "text_encoder of transformers"
         elif settings.word_path is not None:
             vectors = np.array(normalized(ready.read_all(texts.items, settings.word_path), text.normalize))
             more, said = {DROPPED: torch.from_numpy(vectors)}, "items dropped, or words (word_drop_embedding_path)"
-        elif text.path is not None or text.encoder == "lsa":
-            said = "items dropped only: vectors of texts with words removed need word_drop_embedding_path or a "
-            said += "text_encoder of transformers"
         else:
             fewer = drop_words(texts, settings.word_ratio, config["seed"])
             vectors = np.array(embed(fewer, text, cache, device=device, progress=progress).vectors)
@@ -205,6 +212,11 @@ class UniSRec(TransferModel):
             items = _each(network.adaptor, features, rows.history)
             items = items if network.ids is None else items + network.ids(rows.history)
         return F.cross_entropy(network.logits(network.encoder(items, rows.length), vectors).float(), rows.target)
+
+
+def _can_drop_words(settings: UniSRecSettings, text: TextSettings) -> bool:
+    """Whether there are vectors of texts with fewer words: ready ones, or an encoder that makes them."""
+    return settings.word_path is not None or (text.path is None and text.encoder != "lsa")
 
 
 def _each(adaptor: MoEAdaptor, features: Tensor, rows: Tensor) -> Tensor:

@@ -80,6 +80,8 @@ def unread(model: str, given: Iterable[str]) -> tuple[str, ...]:
     entry = registry.entry(model)
     if entry is None:
         own = recbole_keys.known() | {"budget_minutes", "cpu_threads", "max_prefixes", "domains", "text_fields"}
+        if file := lookup.packaged(f"properties/benchmark/{model}.yaml"):  # S3Rec's first stage has keys of its own
+            own |= recbole_keys.names_in(file)
     elif entry.properties is not None and entry.properties.is_file():
         own = recbole_keys.defaults(None).keys() | recbole_keys.arguments() | recbole_keys.names_in(entry.properties)
         own = (own | keys_of(DataSettings).keys()) - NOT_READ

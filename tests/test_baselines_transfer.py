@@ -87,7 +87,7 @@ def test_the_result_tells_what_was_run(finished):
     assert list(result["epochs"]) == told and set(told) <= result["seconds"].keys()
     assert result["certified"] == {"all": 1.0, "Big": 1.0, "Small": 1.0}
     labels = {
-        "UniSRec": "",
+        "UniSRec": "setting with items dropped, no words",
         "VQRec": "setting with perm_mode straight_through",
         "RecFormer": "small from-scratch setting",
     }

@@ -20,6 +20,7 @@ from recbole_gmc import cli, lookup, registry, sections
 from recbole_gmc.benchmark import board, command, fairness, plan, run, tables
 from recbole_gmc.errors import CheckpointError, DataError, RunError, SettingError
 from recbole_gmc.evaluate.raw import RawData
+from recbole_gmc.files import hash_file
 
 HISTORIES = {
     "A": {"u1": "abcd", "u2": "bcde", "u3": "cdea", "u4": "deab", "u5": "ab"},  # u5 has too few to be tested
@@ -205,6 +206,8 @@ TAMPERED = {
     "a metric gone": ("result.json", '"recall@5": ', '"mrr@5": ', "no readable result .KeyError.'recall@5'"),
     "a metric in words": ("result.json", '"recall@5": 1.0', '"recall@5": "high"', "no readable result .TypeError"),
     "a fact gone": ("result.json", '"epochs": ', '"epoch": ', "no readable result .KeyError.'epochs'"),
+    "no settings": ("result.json", '"settings": {', '"settings": null, "x": {', "settings is None"),
+    "parameters in words": ("result.json", '"parameters": {', '"parameters": "few", "x": {', "parameters is 'few'"),
     "another header": ("topk.tsv", "item_2\tscore_2", "score_2\titem_2", "topk.tsv:1: not the header"),
     "rising scores": ("topk.tsv", "\t0.000000\t", "\t-7.000000\t", "topk.tsv:2: the scores are not numbers, or they"),
     "no score": ("topk.tsv", "\t0.000000\t", "\tnan\t", "topk.tsv:2: the scores are not numbers, or they"),
@@ -220,6 +223,33 @@ def test_a_tampered_cell_means_no_table(done, what, capsys):
     with pytest.raises(DataError, match=message):
         command.show(done)
     assert not list(done.output.glob("table.*"))
+
+
+def test_a_result_that_is_not_what_the_cell_wrote_means_no_table(done):
+    """Also where nothing else could tell, as in seconds."""
+    file, note = done.output / "SASRec-2020/result.json", done.output / "SASRec-2020.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "result": hash_file(file)}))
+    board.build(done)
+    changed(file, '"train:A": 3.0', '"train:A": 0.3')
+    with pytest.raises(DataError, match="SASRec-2020/result.json: changed after the cell had run"):
+        board.build(done)
+
+
+def test_a_model_of_which_a_seed_is_missing_has_no_marks(done):
+    (done.output / "SASRec-2021/result.json").unlink()
+    found = board.build(done)
+    assert found.row("SASRec").mean("average", "ndcg@10") > found.row("GMC").mean("average", "ndcg@10")
+    assert found.order("average", "ndcg@10") == ["GMC", "Pop"] and found.gain("average", "ndcg@10")[0] == "Pop"
+    assert not [key for key in found.adjusted if key[2] == "SASRec"]
+    assert "SASRec (1 of 2 seeds)" in tables.terminal(found)
+
+
+@pytest.mark.parametrize(
+    "models, reference",
+    [("SASRec,GMC", "GMC"), ("SASRec,GMCPlus,Pop", "GMCPlus"), ("GMCPlus,GMC", "GMC"), ("Pop,SASRec", "Pop")],
+)
+def test_the_gain_is_that_of_our_model(data, models, reference):
+    assert plan_of(data, models=models).reference == reference
 
 
 def test_lists_that_are_no_text_mean_no_table(done):

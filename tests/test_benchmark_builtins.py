@@ -83,16 +83,17 @@ def test_s3rec_fine_tunes_what_it_pre_trained(shop, monkeypatch):
     import torch
     from recbole.model.sequential_recommender.s3rec import S3Rec
 
-    starts = []
+    starts, rows = [], []
     before = S3Rec.__init__
 
     def record(self, config, dataset):
         before(self, config, dataset)
         starts.append((self.train_stage, {name: value.clone() for name, value in self.state_dict().items()}))
+        rows.append(config["train_batch_size"])
 
     monkeypatch.setattr(S3Rec, "__init__", record)
     runs = quick.run("S3Rec", "Shop", [], small(shop, pretrain_epochs=3, pretrain_train_batch_size=32))
-    assert [stage for stage, _ in starts] == ["pretrain", "finetune"]
+    assert [stage for stage, _ in starts] == ["pretrain", "finetune"] and rows[0] == 32 != rows[1]
     first, second = (weights["item_embedding.weight"] for _, weights in starts)
     assert not torch.equal(first, second)  # the second stage starts where the first ended, not where it began
     assert runs["Shop"].facts == {"pretrain_epochs": 3} and runs["Shop"].epochs == 2

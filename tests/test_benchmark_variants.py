@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from run_help import tiny, write_planted
+from scipy import stats
 from test_benchmark import data, plan_of, write_cell  # noqa: F401 - data is a fixture
 
 from recbole_gmc import cli
 from recbole_gmc.benchmark import board, command, tables, variants
 from recbole_gmc.errors import SettingError
+from recbole_gmc.files import hash_file
 from recbole_gmc.lookup import properties_folder
 from recbole_gmc.values import read_yaml
 
@@ -68,7 +70,8 @@ def test_an_ablation_is_a_cell_with_the_settings_of_its_file(data):  # noqa: F81
         (["--ablations=without_shared_codebook", "--semantic_ids_path=x"], "GMC", "imports IDs"),
         (["--ladder=code"], "GMCPlus", "--ladder: 'code' is not known .nearest: 'codes'.*Choose from all, codes"),
         (["--ladder=all"], "GMC", "Name GMCPlus, too"),
-        (["--ladder=light_codes", "--repeat_bias=False"], "GMCPlus", "it is GMCPlus itself.*Leave --ladder out"),
+        (["--ladder=codes", "--repeat_bias=False"], "GMCPlus", "property file has it, not with repeat_bias False"),
+        (["--ladder=codes,rqvae", "--tokenizer=rqvae"], "GMCPlus", "not with tokenizer rqvae. Write --ladder=codes"),
         (["--ladder=codes,several_ids", "--semantic_ids_path=x"], "GMCPlus", "imports IDs.*Write --ladder=codes"),
     ],
 )
@@ -102,6 +105,9 @@ def test_the_table_has_the_change_against_gmc(data):  # noqa: F811
     assert made.order("average", "ndcg@10") == ["SASRec", "GMC"], "the best list is a variant's, which has no place"
     assert made.gain("average", "ndcg@10")[0] == "SASRec"
     assert ("average", "ndcg@10", "GMC without LoRA") in made.adjusted
+    alone = plan_of(data, models="GMC,SASRec")
+    before = board.build(alone).adjusted
+    assert {key: made.adjusted[key] for key in before} == before, "variants are a family of their own"
     average = next(table for table in tables.tables(made) if table.title.startswith("average"))
     column = average.header.index("N@10")
     shown = {fields[0].text: fields[column] for fields in average.rows}
@@ -129,7 +135,12 @@ def test_a_step_is_compared_with_the_model_it_leads_to(data):  # noqa: F811
     expected = row.mean("average", "ndcg@10") / made.row("GMCPlus").mean("average", "ndcg@10") - 1
     assert made.change(row, "average", "ndcg@10") == pytest.approx(expected)
     assert made.order("average", "ndcg@10") == ["GMCPlus", "GMC"]
-    assert "the relative change of a variant against GMC or GMCPlus" in tables.terminal(made)
+    shown = tables.terminal(made)
+    assert "the relative change of a variant against GMC or GMCPlus" in shown
+    assert "significantly different from GMC or, for a variant, from its model" in shown
+    recall = made.adjusted["average", "recall@10", row.model]
+    wins, losses = [1, 1, 1, 1, 1, 1], [1, 0, 0, 1, 1, 0]
+    assert recall >= stats.ttest_rel(wins, losses).pvalue and recall != made.adjusted["average", "recall@10", "GMCPlus"]
 
 
 def test_from_the_command_line(tmp_path: Path, capsys):
@@ -152,5 +163,7 @@ def test_from_the_command_line(tmp_path: Path, capsys):
         {"alone:Big", "alone:Small"},
         {"unified", "full:Big", "full:Small"},
     ]
+    note = json.loads((tmp_path / "out/GMC-2020.json").read_text())
+    assert note["result"] == hash_file(tmp_path / "out/GMC-2020/result.json")
     assert cli.main(words) == 0
     assert "3 of 3 cells are done" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from scipy import stats
 from recbole_gmc import registry
 from recbole_gmc.benchmark import fairness, run
 from recbole_gmc.benchmark.fairness import Lists
-from recbole_gmc.benchmark.plan import Benchmark
+from recbole_gmc.benchmark.plan import OURS, Benchmark
 from recbole_gmc.errors import DataError
 from recbole_gmc.files import read_json
 from recbole_gmc.values import read_yaml
@@ -20,7 +20,6 @@ from recbole_gmc.values import read_yaml
 AVERAGE = "average"
 KINDS = ("recall", "ndcg")
 ALPHA = 0.05
-OURS = ("GMC", "GMCPlus")  # no baselines of each other
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class Row:
         scores: part ("<domain>" or "average") -> metric -> value of each seed that is done.
         limited: its budget ended a cell: shown, but without marks and significance.
         facts: parameters, epochs, train and test seconds, history, text and notes.
-        base: the model that it is a variant of: compared with that one and the reference, not with the others.
+        base: the model that it is a variant of, with which alone it is compared.
+        whole: all of its cells are done; without some it has no marks and no significance, either.
     """
 
     model: str
@@ -40,10 +40,11 @@ class Row:
     limited: bool
     facts: Mapping[str, Any]
     base: str = ""
+    whole: bool = True
 
     @property
     def counts(self) -> bool:
-        return bool(self.seeds) and not self.limited
+        return bool(self.seeds) and self.whole and not self.limited
 
     def mean(self, part: str, metric: str) -> float:
         return float(np.mean(self.scores[part][metric]))
@@ -60,7 +61,8 @@ class Board:
     users: part -> test users.
     interactions: domain -> how many, the held-out ones included.
     asked: domain -> hashes of its test targets and of its candidates.
-    adjusted: (part, metric, model) -> Holm-adjusted p of the paired t-test over users between the reference and it.
+    adjusted: (part, metric, row) -> Holm-adjusted p of the paired t-test over users between it and the reference or,
+        for a variant, its model.
     """
 
     reference: str
@@ -121,6 +123,7 @@ def build(benchmark: Benchmark) -> Board:
         for cell in benchmark.cells:
             if cell.row == model and run.status(cell) == run.DONE:
                 facts = {"model": cell.model, "seed": cell.seed, "dataset": benchmark.dataset}
+                run.refuse_changed(cell)
                 lists[cell.seed] = fairness.read_lists(cell.folder, truth, facts, metrics)
         of_user[model] = {metric: [_of_user(found, metric) for found in lists.values()] for metric in metrics}
         scores = {
@@ -129,11 +132,16 @@ def build(benchmark: Benchmark) -> Board:
         }
         facts = _facts(benchmark, model)
         limited = bool(facts.pop("limited"))
-        base = next(cell.model for cell in benchmark.cells if cell.row == model)
-        rows.append(Row(model, tuple(lists), scores, limited, facts, "" if base == model else base))
+        cells = [cell for cell in benchmark.cells if cell.row == model]
+        base = "" if cells[0].model == model else cells[0].model
+        rows.append(Row(model, tuple(lists), scores, limited, facts, base, len(lists) == len(cells)))
     _refuse_unlike(rows, benchmark)
     means = {row.model: {m: np.mean(of_user[row.model][m], 0) for m in metrics} for row in rows if row.counts}
-    adjusted = significance(means, masks, benchmark.reference)
+    adjusted = {}
+    for base in ("", *dict.fromkeys(row.base for row in rows if row.base)):
+        reference = base or benchmark.reference
+        family = [row.model for row in rows if row.counts and (row.base == base or row.model == reference)]
+        adjusted |= significance({model: means[model] for model in family}, masks, reference)
     users = {part: int(mask.sum()) for part, mask in masks.items()}
     hashes = {"targets": truth.target_hash, "candidates": truth.candidate_hash}
     each = {domain: truth.of(domain) for domain in benchmark.domains}

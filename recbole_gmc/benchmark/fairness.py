@@ -20,7 +20,8 @@ from recbole_gmc.evaluate.raw import TESTED, RawData
 
 TOLERANCE = 1e-6
 HEAD = ("domain", "user_id", "target_item", "rank")
-SHOWN = ("label", "budget_limited", "parameters", "epochs", "seconds", "settings")  # of result.json, in a table
+# What of result.json a table shows.
+SHOWN = {"label": str, "budget_limited": bool, "parameters": dict, "epochs": dict, "seconds": dict, "settings": dict}
 MEND = "Remove this cell's folder and run the benchmark again"
 
 
@@ -149,7 +150,9 @@ def _hold_result(path: Path, lists: Lists, truth: Truth, facts: Mapping[str, Any
         for name, value in facts.items():
             if report[name] != value:
                 raise DataError(f"{name} is {report[name]!r}, not {value!r}", str(path), MEND)
-        _ = [report[name] for name in SHOWN]
+        for name, kind in SHOWN.items():
+            if not isinstance(report[name], kind):
+                raise DataError(f"{name} is {report[name]!r}", str(path), MEND)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"no readable result ({error!r})", str(path), MEND) from error
 

@@ -20,6 +20,7 @@ from recbole_gmc.running import planning
 from recbole_gmc.settings import DataSettings, read
 
 OWN = ("models", *(family.flag for family in variants.FAMILIES), "domain_sets", "seeds", "output")
+OURS = ("GMC", "GMCPlus")  # no baselines of each other
 DRY = "--dry-run"
 PLACED = ("model", "run_dir", "checkpoint_dir", "resume", keys.FINISHED)  # the benchmark's own business
 # What decides no result: places, whose files are hashed, and what is shown while a cell runs.
@@ -94,7 +95,7 @@ class Benchmark:
     @property
     def reference(self) -> str:
         """The model whose gain is shown."""
-        return "GMC" if "GMC" in self.models else self.models[0]
+        return next((name for name in OURS if name in self.models), self.models[0])
 
 
 def parse(arguments: Sequence[str]) -> tuple[Benchmark, bool]:

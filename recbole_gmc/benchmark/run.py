@@ -18,9 +18,10 @@ from typing import IO, Any
 
 import recbole_gmc
 from recbole_gmc import keys, registry
+from recbole_gmc.benchmark.fairness import MEND
 from recbole_gmc.benchmark.plan import Benchmark, Cell
 from recbole_gmc.data.atomic import hash_domains
-from recbole_gmc.errors import CheckpointError, GMCError, SettingError
+from recbole_gmc.errors import CheckpointError, DataError, GMCError, SettingError
 from recbole_gmc.files import hash_file, locked, read_json, write_json
 from recbole_gmc.flags import flags_of
 from recbole_gmc.running import planning, progress
@@ -30,7 +31,7 @@ REFUSED = GMCError.exit_status
 
 
 def note_of(cell: Cell) -> dict[str, Any]:
-    """What is known of a cell from earlier: status, error, seconds, signature, hashes of the data."""
+    """What is known of a cell from earlier: status, error, seconds, signature, hashes of the data and of the result."""
     file = cell.folder.with_suffix(".json")
     try:
         return dict(read_json(file)) if file.is_file() else {}
@@ -43,6 +44,13 @@ def status(cell: Cell) -> str:
     """``done`` only with its results on disk; a failed cell is tried again by the next call."""
     known = note_of(cell).get("status", WAITING)
     return WAITING if known == DONE and not (cell.folder / "result.json").is_file() else known
+
+
+def refuse_changed(cell: Cell) -> None:
+    """Raises ``DataError`` where a cell's result.json is not the one that its run wrote, as far as the note knows."""
+    file, wrote = cell.folder / "result.json", note_of(cell).get("result")
+    if wrote is not None and hash_file(file) != wrote:
+        raise DataError("changed after the cell had run", str(file), MEND)
 
 
 def refuse_other(benchmark: Benchmark) -> None:
@@ -170,6 +178,7 @@ def run_cell(cell: Cell, data: dict[str, str], known: Mapping[str, Any]) -> str:
         done = code == 0 and (cell.folder / "result.json").is_file()
         error = None if done else _last_line(cell.folder.with_suffix(".log"), code)
         note |= {"status": DONE if done else FAILED, "error": error, "seconds": seconds}
+        note |= {"result": hash_file(cell.folder / "result.json")} if done else {}
         write_json(cell.folder.with_suffix(".json"), note)
     return f"done in {in_words(seconds)}" if done else f"FAILED: {error}"
 

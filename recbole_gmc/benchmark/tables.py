@@ -51,7 +51,8 @@ def _labels(board: Board) -> list[str]:
 def _name(board: Board, row: Row) -> str:
     label = row.facts.get("label")
     mark = f" [{_labels(board).index(label) + 1}]" if label else ""
-    return row.model + mark + (" (budget-limited)" if row.limited else "")
+    partly = f" ({row.facts['seeds']} seeds)" if row.seeds and not row.whole else ""
+    return row.model + mark + partly + (" (budget-limited)" if row.limited else "")
 
 
 def short(metric: str) -> str:
@@ -96,13 +97,13 @@ def legend(board: Board) -> list[str]:
     """What the marks mean and what was the same for all."""
     bases = dict.fromkeys(row.base for row in board.rows if row.base)
     variants = [
-        f"In brackets: the relative change of a variant against {' or '.join(bases)}. Variants have no *, no + and no "
-        f"part in the gain."
+        f"In brackets: the relative change of a variant against {' or '.join(bases)}, with which its significance is "
+        f"tested, too, apart from the models'. Variants have no *, no + and no part in the gain."
     ]
     return [
         f"Means over seeds, ± the standard deviation over seeds. Significance: paired t-test over users between "
         f"{board.reference} and each other model, on means over seeds, adjusted by Holm over all metrics and models of "
-        f"a table, p < {ALPHA}. Budget-limited models have no marks and no tests.",
+        f"a table, p < {ALPHA}. Budget-limited models, and those that lack a seed, have no marks and no tests.",
         f"The same for all models, checked against the raw files: test targets {board.hashes['targets'][:12]}, "
         f"candidates {board.hashes['candidates'][:12]}. Training seconds are wall-clock, all stages; parameters are "
         f"all that serve all domains.",
@@ -111,9 +112,13 @@ def legend(board: Board) -> list[str]:
     ]
 
 
+def _held_against(board: Board) -> str:
+    return board.reference + (" or, for a variant, from its model" if any(row.base for row in board.rows) else "")
+
+
 def terminal(board: Board) -> str:
     """Plain text: * best, + second, ! significantly different from the reference."""
-    marks_mean = f"* best, + second, ! significantly different from {board.reference}."
+    marks_mean = f"* best, + second, ! significantly different from {_held_against(board)}."
     return as_terminal(tables(board), [marks_mean, *legend(board)])
 
 
@@ -132,7 +137,7 @@ def as_terminal(found: Sequence[Table], notes: Sequence[str]) -> str:
 
 def markdown(board: Board) -> str:
     """Best bold, second underlined, † significant."""
-    meaning = f"Bold: best. Underlined: second. †: significantly different from {board.reference}. "
+    meaning = f"Bold: best. Underlined: second. †: significantly different from {_held_against(board)}. "
     return as_markdown(tables(board), meaning + " ".join(legend(board)))
 
 

@@ -20,12 +20,14 @@ class Family:
 
     Attributes:
         titles: name -> what tables show behind the model's name, in the order of the tables.
+        steps: they lead to the model as its property file has it, so what they change must be so in the benchmark.
     """
 
     flag: str
     model: str
     folder: str
     titles: Mapping[str, str]
+    steps: bool = False
 
     def chosen(self, text: str, models: Sequence[str]) -> tuple[Variant, ...]:
         """The variants that the flag's value names.
@@ -82,9 +84,13 @@ LADDER = {
     "light_codes": "step 5, codes' loss at a tenth",
     "prefix_loss": "and prefix loss",
     "cooccurrence": "and co-occurrence in the codes",
-    "several_ids": "and five IDs an item",
+    "rqvae": "and RQ-VAE",
+    "several_ids": "and RQ-VAE, five IDs an item",
 }
-FAMILIES = (Family("ablations", "GMC", "ablation", ABLATIONS), Family("ladder", "GMCPlus", "ladder", LADDER))
+FAMILIES = (
+    Family("ablations", "GMC", "ablation", ABLATIONS),
+    Family("ladder", "GMCPlus", "ladder", LADDER, steps=True),
+)
 
 
 def refuse_idle(variants: Sequence[Variant], given: Mapping[str, Any]) -> None:
@@ -94,10 +100,15 @@ def refuse_idle(variants: Sequence[Variant], given: Mapping[str, Any]) -> None:
         SettingError: which one, and the names that are left.
     """
     for variant in variants:
-        settings = {**read_yaml(registry.entry(variant.model).properties), **given}
+        usual = read_yaml(registry.entry(variant.model).properties)
+        settings = {**usual, **given}
         own, same = variant.settings, f"it is {variant.model} itself"
+        changed = [key for key in own if settings[key] != usual[key]] if variant.family.steps else []
         why = ""
-        if all(settings[key] == value for key, value in own.items()):
+        if changed:
+            why = f"it leads to {variant.model} as its property file has it, not with "
+            why += f"{changed[0]} {settings[changed[0]]}"
+        elif all(settings[key] == value for key, value in own.items()):
             why = f"{same}: " + ", ".join(f"{key} is {value} already" for key, value in own.items())
         elif own.get("tokenizer_domain_weight") == 0 and settings["tokenizer"] != "rqvae":
             why = f"{same}: tokenizer {settings['tokenizer']} has no domain loss"
@@ -109,4 +120,3 @@ def refuse_idle(variants: Sequence[Variant], given: Mapping[str, Any]) -> None:
             left = ",".join(other.name for other in variants if other is not variant)
             flag = f"--{variant.family.flag}"
             raise SettingError(f"{variant.name}: {why}", flag, f"Write {flag}={left}" if left else f"Leave {flag} out")
-
