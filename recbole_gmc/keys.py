@@ -98,7 +98,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def refuse_unknown(given: Iterable[str], more: Iterable[str] = (), near: Iterable[str] = ()) -> None:
-    """Raises ``SettingError`` for the first key that nothing knows, with the nearest one that is known.
+    """Raises ``SettingError`` for the first key that nothing knows, with the nearest one, or model, that is known.
 
     Args:
         more: keys that are known here beside those of a run.
@@ -107,8 +107,9 @@ def refuse_unknown(given: Iterable[str], more: Iterable[str] = (), near: Iterabl
     known = known_keys() | set(more)
     for name in given:
         if name not in known:
+            models = {*registry.entries(), *registry.recbole_names()}  # whose sections a file may hold
             raise SettingError(
-                f"unknown setting{nearest(str(name), known | set(near))}",
+                f"unknown setting{nearest(str(name), known | models | set(near))}",
                 where=str(name),
                 mend="`recbole-gmc models` lists the property files, in which every key is explained",
             )

@@ -45,6 +45,17 @@ def test_a_run_says_what_it_does_not_read(tmp_path, caplog, by_command, own_argu
     ]
 
 
+@pytest.mark.parametrize("model", ["GMC", "HGN"])
+def test_a_key_of_a_file_that_nothing_knows_is_refused_for_every_model(tmp_path, model):
+    """In a file as on the command line; a model's name typed wrong is such a key, too."""
+    write_both(tmp_path)
+    (tmp_path / "a.yaml").write_text("epochz: 3\n")
+    (tmp_path / "b.yaml").write_text("UniSRek: {epochs: 3}\n")
+    for file, message in (("a", "epochz: unknown setting .nearest: 'epochs'"), ("b", "UniSRek.*nearest: 'UniSRec'")):
+        with pytest.raises(SettingError, match=message):
+            quick.run(model, "Big", [str(tmp_path / f"{file}.yaml")], {"data_path": str(tmp_path)})
+
+
 def test_what_a_model_of_recbole_s_does_not_read_is_not_handed_on(tmp_path):
     write_both(tmp_path)
     given = {"data_path": str(tmp_path), "code_loss_weight": 0.5, "missing_text": "drop", "hidden_size": 32}

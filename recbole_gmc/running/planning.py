@@ -164,6 +164,7 @@ def plan(
             raise SettingError(f"no {name} is named", where=name, mend=f"Give --{name}=<name>")
     hooks.refuse_unknown_model(model)
     settings = {**sections.for_model(in_files, model), **parsed}
+    keys.refuse_unknown(settings)
     keys.refuse_absent_gpu(settings)
     entry = registry.entry(model)
     many = [name for name, value in processes.items() if (name, value) != ("nproc", 1)]
