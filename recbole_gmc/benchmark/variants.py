@@ -11,7 +11,10 @@ from recbole_gmc.errors import SettingError
 from recbole_gmc.values import read_yaml
 
 ALL = "all"
-OF_TOKENIZER = {"shared_tokenizer", "tokenizer_domain_weight", "tokenizer_cooccurrence_weight", "ids_per_item"}
+# Keys that mean nothing where IDs are imported.
+OF_TOKENIZER = frozenset(
+    "tokenizer shared_tokenizer tokenizer_domain_weight tokenizer_cooccurrence_weight ids_per_item".split()
+)
 
 
 @dataclass(frozen=True)
