@@ -37,9 +37,10 @@ class RecFormer(TransferModel):
         self.settings = read(RecFormerSettings, config)
         self.chunk_tokens = read(TrainSettings, config).chunk_tokens
         super().__init__(config, dataset)
-        small, less = self.settings.weights is None, not self.settings.mlm_weight
-        words = [*(["small from-scratch"] if small else []), "setting", *(["without masked words"] if less else [])]
-        self.label = " ".join(words) if small or less else ""
+        if self.settings.weights is None:
+            self.label = "small from-scratch setting"
+        if not self.settings.mlm_weight:
+            self.label = f"{self.label or 'setting'} without masked words"
 
     # ---- inputs and networks -------------------------------------------------------------------------------------
 

@@ -107,9 +107,9 @@ def refuse_unknown(given: Iterable[str], more: Iterable[str] = (), near: Iterabl
     known = known_keys() | set(more)
     for name in given:
         if name not in known:
-            models = {*registry.entries(), *registry.recbole_names()}  # whose sections a file may hold
+            close = known | registry.all_names() | set(near)  # a model may have a section in a file
             raise SettingError(
-                f"unknown setting{nearest(str(name), known | models | set(near))}",
+                f"unknown setting{nearest(str(name), close)}",
                 where=str(name),
                 mend="`recbole-gmc models` lists the property files, in which every key is explained",
             )

@@ -100,6 +100,11 @@ def recbole_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (Path(recbole.__file__).parent / "properties/model").glob("*.yaml")))
 
 
+def all_names() -> set[str]:
+    """The names of all models, ours and RecBole's."""
+    return {*entries(), *recbole_names()}
+
+
 def load(path: str) -> type:
     """The class written as ``package.module:Class``."""
     module, _, name = path.partition(":")

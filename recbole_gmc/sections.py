@@ -20,18 +20,15 @@ def for_model(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
     Raises:
         SettingError: a section, of whatever model, that is no mapping or names an unknown setting.
     """
-    models = _models()
+    models = registry.all_names()
     return {**{name: value for name, value in settings.items() if name not in models}, **of(settings, model)}
 
 
 def of(settings: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The model's own section; every section is checked."""
-    found = {name: _section(name, settings[name]) for name in settings if name in _models()}
+    models = registry.all_names()
+    found = {name: _section(name, settings[name]) for name in settings if name in models}
     return found.get(model, {})
-
-
-def _models() -> set[str]:
-    return {*registry.entries(), *registry.recbole_names()}
 
 
 def _section(name: str, value: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from recbole_gmc.running import planning
 @pytest.mark.parametrize(
     ("model", "unread"),
     [
-        ("GMC", ("code_loss_weight", "hidden_size", "n_layers")),
-        ("GMCPlus", ("d_model",)),
+        ("GMC", ("code_loss_weight", "hidden_size", "n_layers", "pretrain_train_batch_size")),
+        ("GMCPlus", ("d_model", "pretrain_train_batch_size")),
         ("UniSRec", ("code_loss_weight", "d_model")),
         ("SASRec", ("code_loss_weight", "d_model", "pretrain_train_batch_size")),
         ("S3Rec", ("code_loss_weight", "d_model")),
@@ -26,8 +26,7 @@ from recbole_gmc.running import planning
 )
 def test_keys_of_other_models_are_told_apart(model, unread):
     given = "hidden_size n_layers d_model code_loss_weight epochs seed topk text_fields gpu_id run_dir val_interval"
-    given += " pretrain_train_batch_size" if model in ("SASRec", "S3Rec") else ""
-    assert keys.unread(model, [*given.split(), "no_key_at_all"]) == unread
+    assert keys.unread(model, [*given.split(), "pretrain_train_batch_size", "no_key_at_all"]) == unread
 
 
 @pytest.mark.parametrize("by_command", [True, False])

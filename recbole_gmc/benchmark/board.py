@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from scipy import stats
 from recbole_gmc import registry
 from recbole_gmc.benchmark import fairness, run
 from recbole_gmc.benchmark.fairness import Lists
-from recbole_gmc.benchmark.plan import OURS, Benchmark
+from recbole_gmc.benchmark.plan import OURS, Benchmark, Cell
 from recbole_gmc.errors import DataError
 from recbole_gmc.files import read_json
 from recbole_gmc.values import read_yaml
@@ -119,9 +119,9 @@ def build(benchmark: Benchmark) -> Board:
         masks[AVERAGE] = np.ones(len(owner), bool)
     rows, of_user = [], {}
     for model in benchmark.rows:
-        lists = {}
-        for cell in benchmark.cells:
-            if cell.row == model and run.status(cell) == run.DONE:
+        lists, cells = {}, [cell for cell in benchmark.cells if cell.row == model]
+        for cell in cells:
+            if run.status(cell) == run.DONE:
                 facts = {"model": cell.model, "seed": cell.seed, "dataset": benchmark.dataset}
                 run.refuse_changed(cell)
                 lists[cell.seed] = fairness.read_lists(cell.folder, truth, facts, metrics)
@@ -130,18 +130,17 @@ def build(benchmark: Benchmark) -> Board:
             part: {metric: tuple(float(one[mask].mean()) for one in of_user[model][metric]) for metric in metrics}
             for part, mask in masks.items()
         }
-        facts = _facts(benchmark, model)
+        facts = _facts(cells)
         limited = bool(facts.pop("limited"))
-        cells = [cell for cell in benchmark.cells if cell.row == model]
         base = "" if cells[0].model == model else cells[0].model
         rows.append(Row(model, tuple(lists), scores, limited, facts, base, len(lists) == len(cells)))
     _refuse_unlike(rows, benchmark)
-    means = {row.model: {m: np.mean(of_user[row.model][m], 0) for m in metrics} for row in rows if row.counts}
     adjusted = {}
-    for base in ("", *dict.fromkeys(row.base for row in rows if row.base)):
+    for base in dict.fromkeys(row.base for row in rows):  # the models are one family, the variants of each another
         reference = base or benchmark.reference
         family = [row.model for row in rows if row.counts and (row.base == base or row.model == reference)]
-        adjusted |= significance({model: means[model] for model in family}, masks, reference)
+        means = {model: {metric: np.mean(of_user[model][metric], 0) for metric in metrics} for model in family}
+        adjusted |= significance(means, masks, reference)
     users = {part: int(mask.sum()) for part, mask in masks.items()}
     hashes = {"targets": truth.target_hash, "candidates": truth.candidate_hash}
     each = {domain: truth.of(domain) for domain in benchmark.domains}
@@ -216,8 +215,8 @@ def holm(p: list[float]) -> list[float]:
     return adjusted
 
 
-def _facts(benchmark: Benchmark, model: str) -> dict[str, Any]:
-    cells = [cell for cell in benchmark.cells if cell.row == model]
+def _facts(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Of one row."""
     reports = [read_json(cell.folder / "result.json") for cell in cells if run.status(cell) == run.DONE]
     failed = [(cell, run.note_of(cell).get("error")) for cell in cells if run.status(cell) == run.FAILED]
     waiting = sum(run.status(cell) == run.WAITING for cell in cells)

@@ -159,7 +159,7 @@ def benchmark(own: Mapping[str, str], flags: Mapping[str, str]) -> Benchmark:
     varied: list[Variant] = []
     for family in variants.FAMILIES:
         named = family.chosen(own.get(family.flag, ""), models)
-        variants.refuse_idle(named, {**layer, **sections.for_model(in_files, family.model), **given})
+        family.refuse_idle(named, {**layer, **sections.for_model(in_files, family.model), **given})
         varied += named
     cells: list[Cell] = []
     for model, variant in [*((name, None) for name in models), *((one.model, one) for one in varied)]:

@@ -54,6 +54,34 @@ class Family:
         files = {name: f"properties/{self.folder}/{name}.yaml" for name in names}
         return tuple(Variant(self, name, lookup.read_files(file)) for name, file in files.items())
 
+    def refuse_idle(self, named: Sequence[Variant], given: Mapping[str, Any]) -> None:
+        """Refuses variants that would be the model itself, or nothing that can run, with these settings of it.
+
+        Raises:
+            SettingError: which one, and the names that are left.
+        """
+        usual = read_yaml(registry.entry(self.model).properties)
+        for variant in named:
+            if why := self._idle(variant.settings, {**usual, **given}, usual):
+                left = ",".join(other.name for other in named if other is not variant)
+                mend = f"Write --{self.flag}={left}" if left else f"Leave --{self.flag} out"
+                raise SettingError(f"{variant.name}: {why}", f"--{self.flag}", mend)
+
+    def _idle(self, own: Mapping[str, Any], settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+        same = f"it is {self.model} itself"
+        if self.steps and (changed := [key for key in own if settings[key] != usual[key]]):
+            other = f"{changed[0]} {settings[changed[0]]}"
+            return f"it leads to {self.model} as its property file has it, not with {other}"
+        if all(settings[key] == value for key, value in own.items()):
+            return f"{same}: " + ", ".join(f"{key} is {value} already" for key, value in own.items())
+        if own.get("tokenizer_domain_weight") == 0 and settings["tokenizer"] != "rqvae":
+            return f"{same}: tokenizer {settings['tokenizer']} has no domain loss"
+        if "adaptation" in own and not settings["lora"]:
+            return f"{same}: with lora False nothing is trained a domain"
+        if settings["semantic_ids_path"] is not None and own.keys() & OF_TOKENIZER:
+            return "semantic_ids_path imports IDs, so no tokenizer is trained"
+        return ""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -94,32 +122,3 @@ FAMILIES = (
     Family("ablations", "GMC", "ablation", ABLATIONS),
     Family("ladder", "GMCPlus", "ladder", LADDER, steps=True),
 )
-
-
-def refuse_idle(variants: Sequence[Variant], given: Mapping[str, Any]) -> None:
-    """Refuses variants that would be their model itself, or nothing that can run, with these settings of it.
-
-    Raises:
-        SettingError: which one, and the names that are left.
-    """
-    for variant in variants:
-        usual = read_yaml(registry.entry(variant.model).properties)
-        settings = {**usual, **given}
-        own, same = variant.settings, f"it is {variant.model} itself"
-        changed = [key for key in own if settings[key] != usual[key]] if variant.family.steps else []
-        why = ""
-        if changed:
-            why = f"it leads to {variant.model} as its property file has it, not with "
-            why += f"{changed[0]} {settings[changed[0]]}"
-        elif all(settings[key] == value for key, value in own.items()):
-            why = f"{same}: " + ", ".join(f"{key} is {value} already" for key, value in own.items())
-        elif own.get("tokenizer_domain_weight") == 0 and settings["tokenizer"] != "rqvae":
-            why = f"{same}: tokenizer {settings['tokenizer']} has no domain loss"
-        elif "adaptation" in own and not settings["lora"]:
-            why = f"{same}: with lora False nothing is trained a domain"
-        elif settings["semantic_ids_path"] is not None and own.keys() & OF_TOKENIZER:
-            why = "semantic_ids_path imports IDs, so no tokenizer is trained"
-        if why:
-            left = ",".join(other.name for other in variants if other is not variant)
-            flag = f"--{variant.family.flag}"
-            raise SettingError(f"{variant.name}: {why}", flag, f"Write {flag}={left}" if left else f"Leave {flag} out")
