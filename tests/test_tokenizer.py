@@ -104,6 +104,13 @@ def test_domain_loss_separates_the_domains_at_the_first_level():
     assert with_loss[0] > 0.85 > without[0] + 0.1 and with_loss[0] > with_loss[2]
 
 
+@pytest.mark.parametrize("warmup, separate", [(40, True), (0, False)])
+def test_warm_up_knows_the_domain_loss_already(warmup, separate):
+    # four steps with codes separate nothing yet
+    made = learn(embeddings(), replace(SMALL, warmup_epochs=warmup, epochs=1, learning_rate=3e-3))
+    assert (made.quality["domain_purity"][0] > 0.85) is separate
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SemanticIds", "Tokenization", "tokenize"]
 
-VERSION = 3  # goes up when equal settings would give other IDs, or other figures of them
+VERSION = 4  # goes up when equal settings would give other IDs, or other figures of them
 KIND = "semantic_ids"
 
 logger = getLogger("recbole_gmc.tokenizer")

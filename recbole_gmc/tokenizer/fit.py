@@ -219,22 +219,27 @@ class _Training:
         yield from order.split(self.settings.batch_size)
 
     def _losses(self, inputs: Tensor, domains: Tensor, quantize: bool) -> dict[str, Tensor]:
-        """Equation 7: reconstruction + quantisation + domain-aware contrastive loss; in the warm-up the first alone."""
+        """Equation 7: reconstruction + quantisation + domain-aware contrastive loss; in the warm-up nothing is quantised.
+
+        The domain loss is there from the first step on: setting in with the codes, it would undo what the auto-encoder
+        has learned.
+        """
         settings, model = self.settings, self.model
-        if not quantize:
-            return {"loss": reconstruction_loss(inputs, model.decoder(model.encoder(inputs)), settings.reduction)}
-        outputs, quantized = model(inputs)
-        for level, codes in enumerate(quantized.codes.T):
-            self.used[level, codes] = True
-        parts = {
-            "reconstruction_loss": reconstruction_loss(inputs, outputs, settings.reduction),
-            "quantization_loss": quantization_loss(
+        parts = {}
+        if quantize:
+            outputs, quantized = model(inputs)
+            vectors = quantized.vectors
+            for level, codes in enumerate(quantized.codes.T):
+                self.used[level, codes] = True
+            parts["quantization_loss"] = quantization_loss(
                 quantized.residuals, quantized.chosen, settings.beta, settings.reduction
-            ),
-        }
+            )
+        else:
+            vectors = model.encoder(inputs)
+            outputs = model.decoder(vectors)
+        parts["reconstruction_loss"] = reconstruction_loss(inputs, outputs, settings.reduction)
         if settings.domain_weight and len(self.items.domains) > 1:
-            contrast = domain_contrastive_loss(quantized.vectors, domains)
-            parts["domain_loss"] = settings.domain_weight * contrast
+            parts["domain_loss"] = settings.domain_weight * domain_contrastive_loss(vectors, domains)
         return {"loss": sum(parts.values()), **parts}
 
     def _rate(self, epoch: int) -> float:
