@@ -141,12 +141,12 @@ def tokenizer_by_onednn(gemm: str, device: torch.device) -> bool:
     return gemm == "onednn" and choose(gemm, "fp32", device, 1, 1).name == "onednn"
 
 
-def onednn_available(device: torch.device) -> bool:
-    """Whether torch was built with oneDNN and its products take packed weights here."""
+def onednn_available(device: torch.device, precision: str = "fp32") -> bool:
+    """Whether torch has oneDNN and multiplies packed weights by it here; not every processor takes bf16."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     try:
-        products = OneDnnProducts()
+        products = OneDnnProducts(precision)
         products.linear(torch.ones(2, 16), products.prepare(torch.ones(16, 16)))
     except (RuntimeError, AttributeError):
         return False
@@ -167,11 +167,10 @@ def choose(gemm: str, precision: str, device: torch.device | str, inner: int, ou
         SettingError: ``onednn`` was asked for and is not to be had.
     """
     device = torch.device(device)
-    here = gemm != "torch" and onednn_available(device)
+    here = gemm != "torch" and onednn_available(device, precision)
     if gemm == "onednn" and not here:
-        raise SettingError(
-            f"{str(device)!r} has no oneDNN in this build of torch", where="gemm", mend="Set gemm: auto or torch"
-        )
+        what = f"oneDNN in this build of torch does not multiply {precision} on this {device.type}"
+        raise SettingError(what, where="gemm", mend="Set gemm: auto or torch")
     plain = Products(precision)
     if not here:
         return plain

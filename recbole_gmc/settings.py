@@ -135,7 +135,6 @@ class TokenizerSettings:
     domain_weight: float = key("tokenizer_domain_weight", 1.0, least=0.0)
     reduction: str = key("tokenizer_reduction", "mean", choices=("mean", "sum"))
     learning_rate: float = key("tokenizer_learning_rate", 2e-3, above=0.0)
-    beta2: float = key("tokenizer_adam_beta2", 0.999, above=0.0, most=0.9999)
     weight_decay: float = key("tokenizer_weight_decay", 1e-4, least=0.0)
     batch_size: int = key("tokenizer_train_batch_size", 1024, least=2)
     epochs: int = key("tokenizer_epochs", 120, least=1)

@@ -204,10 +204,10 @@ def test_tokenizer_keys_reach_the_training(monkeypatch):
     keys = {"tokenizer_beta": 0.5, "tokenizer_reduction": "sum", "tokenizer_learning_rate": 0.01}
     keys |= {"tokenizer_weight_decay": 0.3, "tokenizer_train_batch_size": 40, "tokenizer_clip_grad_norm": 0.25}
     keys |= {"tokenizer_lr_schedule": "constant", "tokenizer_scale_input": False, "tokenizer_sinkhorn": True}
-    keys |= {"tokenizer_precision": "bf16", "tokenizer_adam_beta2": 0.9}
+    keys |= {"tokenizer_precision": "bf16"}
     watched, learned = trained(monkeypatch, **keys)
     assert watched.losses == {(40, 0.5, "sum"), (10, 0.5, "sum")} and watched.clips == {0.25}
-    assert watched.first == {"lr": 0.01, "weight_decay": 0.3, "betas": (0.9, 0.9)}
+    assert watched.first == {"lr": 0.01, "weight_decay": 0.3, "betas": (0.9, 0.999)}
     assert watched.optimizer.param_groups[0]["lr"] == 0.01
     assert "start_codebooks" in watched.called and learned.latents.model.quantizer.sinkhorn
     assert learned.latents.scale == 1.0 and learned.epochs == 4 and learned.latents.model.decoder.bf16

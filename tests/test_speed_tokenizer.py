@@ -7,15 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_gmc.errors import SettingError
 from recbole_gmc.items import ItemIndex
+from recbole_gmc.precision import resolved
 from recbole_gmc.settings import TokenizerSettings
 from recbole_gmc.speed import command
 from recbole_gmc.speed.catalogues import DOMAINS, real_domains, write_clusters
 from recbole_gmc.speed.memory import peak_bytes
 from recbole_gmc.speed.tokenizer import TINY, Training, settings_of, unique_codes
 from recbole_gmc.tokenizer.fit import fit_rqvae
+
+LIGHTER = resolved("auto", torch.device("cpu")) != "fp32"  # where bf16 is multiplied natively, it is measured, too
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +59,11 @@ def test_every_catalogue_has_its_figures_and_no_collision_after_the_repair(repor
         assert figures["ratio"] == figures["reference_seconds"] / figures["seconds"]
         assert figures["half_the_time"] == (figures["ratio"] >= 2)
         assert figures["epoch_items"] == figures["items"]
-        assert 0 < figures["quick"]["seconds"] <= figures["quick"]["all_seconds"]
-        # The state that is kept need not be the one with the least reconstruction error: collisions count, too.
-        assert figures["quick"]["reached"] or figures["quick"]["reconstruction"] > figures["reconstruction"]
+        assert ("quick" in figures) is LIGHTER
+        for quick in [figures["quick"]] if LIGHTER else []:
+            assert 0 < quick["seconds"] <= quick["all_seconds"]
+            # The state that is kept need not be the one with the least reconstruction error: collisions count, too.
+            assert quick["reached"] or quick["reconstruction"] > figures["reconstruction"]
     assert report["memory"]["vector_bytes"] == 600 * 48 * 2
     assert report["memory"]["peak_bytes"] > 2**24
 
@@ -70,18 +76,16 @@ def test_files_set_the_tokenizer_and_a_width_is_chosen(tmp_path, monkeypatch):
     assert set(figures) == {"synthetic_12", "memory"}
     assert 16 < max(figures["synthetic_12"]["codes_used"]) <= 20
     _, options, _ = command.parse(["tokenizer", "--config_files=mine.yaml"])
-    assert "quick" in figures["synthetic_12"]
+    assert ("quick" in figures["synthetic_12"]) is LIGHTER
     assert settings_of(options) == replace(TokenizerSettings(), epochs=4, codebook_size=20)
     assert settings_of(replace(options, tiny=True)) == replace(TINY, epochs=4, codebook_size=20)
 
 
-def test_with_the_quickest_settings_no_quicker_training_is_shown(tmp_path, monkeypatch):
+def test_in_the_fastest_precision_no_quicker_training_is_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    preset = "properties/preset/wide_embeddings.yaml"
-    command.run(["tokenizer", "--tiny", "--width=16", f"--config_files={preset}"])
+    (tmp_path / "mine.yaml").write_text("tokenizer_precision: auto\n")
+    command.run(["tokenizer", "--tiny", "--width=16", "--config_files=mine.yaml"])
     assert "quick" not in json.loads((tmp_path / "speed.json").read_text())["tokenizer"]["synthetic_16"]
-    made = settings_of(command.parse(["tokenizer", f"--config_files={preset}"])[1])
-    assert (made.rank, made.beta, made.beta2) == (4, 2.0, 0.95) and made.precision in ("fp32", "bf16")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from recbole.utils import get_model, get_trainer, init_seed
 from recbole_gmc import logs
 from recbole_gmc.data.rows import SequenceRows
 from recbole_gmc.flags import only_program_name
+from recbole_gmc.products import PRECISIONS
 from recbole_gmc.speed.cases import CODES, LEVELS
-from recbole_gmc.speed.measure import PRECISIONS, SpeedOptions, Stopwatch, timed
+from recbole_gmc.speed.measure import SpeedOptions, Stopwatch, timed
 from recbole_gmc.tokenizer.semantic_ids import SemanticIds
 from recbole_gmc.train.stage import Stage
 from recbole_gmc.train.trainer import GMCTrainer

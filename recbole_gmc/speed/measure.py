@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_gmc.products import PRECISIONS, onednn_available
+
 GEMM_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 192, 768), (4096, 576, 576))
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def gemm_rates(precision: str, device: str, seconds: float = 0.15) -> dict[str, 
     for rows, inner, columns in GEMM_SHAPES:
         left = torch.randn(rows, inner, device=device).to(PRECISIONS[precision])
         weight = torch.randn(columns, inner, device=device).to(PRECISIONS[precision])
-        for name, product in _products(left, weight).items():
+        for name, product in _products(left, weight, precision).items():
             product()
             count, begin = 0, clock(device)
             while (spent := clock(device) - begin) < seconds:
@@ -229,9 +230,9 @@ def gemm_rates(precision: str, device: str, seconds: float = 0.15) -> dict[str, 
     return rates
 
 
-def _products(left: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable[[], Any]]:
+def _products(left: torch.Tensor, weight: torch.Tensor, precision: str) -> dict[str, Callable[[], Any]]:
     ways: dict[str, Callable[[], Any]] = {"torch": lambda: F.linear(left, weight)}
-    if left.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if onednn_available(left.device, precision):
         ways["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
     return ways
 

@@ -113,7 +113,6 @@ class _Training:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.learning_rate,
-            betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay,
             fused=True,
         )
@@ -219,7 +218,7 @@ class _Training:
         yield from order.split(self.settings.batch_size)
 
     def _losses(self, inputs: Tensor, domains: Tensor, quantize: bool) -> dict[str, Tensor]:
-        """Equation 7: reconstruction + quantisation + domain-aware contrastive loss; in the warm-up nothing is quantised.
+        """Equation 7: reconstruction, quantisation and domain-aware contrastive loss; the warm-up quantises nothing.
 
         The domain loss is there from the first step on: setting in with the codes, it would undo what the auto-encoder
         has learned.
