@@ -25,6 +25,8 @@ def no_clock(monkeypatch):
 def test_the_choice_is_made_without_a_clock(no_clock):
     chosen = {gemm: products.choose(gemm, "fp32", CPU, 192, 768).name for gemm in ("auto", "torch", "onednn")}
     assert chosen == {"auto": "onednn", "torch": "torch", "onednn": "onednn"}
+    able = products.onednn_available(CPU, "bf16")
+    assert products.choose("auto", "bf16", CPU, 192, 768).name == ("onednn" if able else "torch")
     assert products.choose("auto", "fp32", CPU, 64, 64).name == "torch", "too small to matter"
 
 
