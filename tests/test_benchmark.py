@@ -384,6 +384,7 @@ def test_damaged_cells_are_refused_with_the_file(done):
     [
         (["--seeds=0"], "no seed"),
         (["--seeds=x"], "are no seeds"),
+        (["--seeds=2021"], "write --seed=2021"),
         (["--models=GMC"], "given twice"),
         (["--run_dir=x"], "decides this itself"),
         (["--epoch=3"], "nearest: 'epochs'"),

@@ -19,6 +19,7 @@ from recbole_gmc.recbole_keys import seed_of
 from recbole_gmc.running import planning
 from recbole_gmc.settings import DataSettings, read
 
+MOST_SEEDS = 100  # a greater count is a seed, written in its place
 OWN = ("models", *(family.flag for family in variants.FAMILIES), "domain_sets", "seeds", "output")
 OURS = ("GMC", "GMCPlus")  # no baselines of each other
 DRY = "--dry-run"
@@ -269,7 +270,10 @@ def _seeds(text: str, first: int) -> list[int]:
     if not all(word.isdecimal() for word in text.split(",")):
         raise SettingError(f"{text!r} are no seeds", "--seeds", mend)
     seeds = [int(word) for word in text.split(",")]
-    seeds = [first + i for i in range(seeds[0])] if len(seeds) == 1 else seeds
+    if len(seeds) == 1:
+        if seeds[0] > MOST_SEEDS:
+            raise SettingError(f"{text} is a count: so many seeds", "--seeds", f"For the seed {text} write --seed={text}")
+        seeds = [first + i for i in range(seeds[0])]
     if not seeds or len(set(seeds)) != len(seeds):
         raise SettingError(f"{text!r} names no seed, or one twice", "--seeds", mend)
     return seeds
