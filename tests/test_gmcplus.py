@@ -312,6 +312,21 @@ def test_smaller_chunks_give_the_same_gradient(root):
         assert all(torch.allclose(other[name], gradients[0][name], atol=1e-5) for name in gradients[0])
 
 
+def test_training_alone_leaves_items_out(root):
+    without = dict(hidden_dropout_prob=0.0, attn_dropout_prob=0.0, readout_dropout_prob=0.0)
+    model = (made := prepared(root, item_drop_ratio=0.5, **without)).model
+    windows = Windows.of_rows(made.rows)
+    whole = float(model.loss(windows).detach())
+    assert float(model.backward(windows, torch.float32, 10_000)) == pytest.approx(whole, rel=1e-5), "in evaluation"
+    model.train()
+    torch.manual_seed(7)
+    loss = float(model.backward(windows, torch.float32, 10_000))
+    torch.manual_seed(7)
+    thin = windows.thinned(0.5)
+    assert int(thin.fresh.sum()) < int(windows.fresh.sum())
+    assert loss == pytest.approx(float(model.loss(thin).detach()), rel=1e-5) and loss != pytest.approx(whole, rel=1e-4)
+
+
 def test_adapters_leave_the_unified_decoder_as_it_is(root):
     made = prepared(root)
     before = {name: tensor.clone() for name, tensor in made.model.network.state_dict().items()}

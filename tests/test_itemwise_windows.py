@@ -81,3 +81,39 @@ def test_parts_stay_windows():
     windows = Windows.of_rows(rows_of([9, 5, 12, 4]))
     part = windows.of_domain(1).to("cpu")
     assert isinstance(part, Windows) and set(part.user.tolist()) == {1, 3}
+
+
+@pytest.mark.parametrize("most", [0.0, 0.5, 1.0])
+def test_thinned_windows_are_subsequences(most):
+    windows = Windows.of_rows(rows_of([2, 3, 7, 14, 31] * 40))
+    torch.manual_seed(0)
+    thin = windows.thinned(most)
+    targets_of(thin)  # what follows a position is the next item that is left
+    before = after = 0
+    for row in range(len(windows)):
+        old = windows.history[row, : windows.length[row]].tolist()
+        new = thin.history[row, : thin.length[row]].tolist()
+        assert new and new == [item for item in old if item in set(new)], "in order, nothing new"
+        assert (thin.history[row, len(new) :] == -1).all()
+        wanted = {int(windows.next_items[row, t]) for t in range(len(old)) if windows.counted[row, t]} - set(old)
+        wanted |= {int(windows.next_items[row, t]) for t in range(len(old)) if windows.counted[row, t]} & set(new)
+        found = {int(thin.next_items[row, t]) for t in range(len(new)) if thin.counted[row, t]}
+        assert found == wanted - {new[0]}, "a target that is left stays one, and nothing becomes one"
+        if len(old) == WIDTH:
+            before, after = before + len(old), after + len(new)
+    assert torch.equal(thin.target, windows.target) and torch.equal(thin.user, windows.user)
+    always = most**WIDTH / (WIDTH + 1) / WIDTH  # of the one item that stays where none would
+    assert 1 - after / before == pytest.approx(most / 2 - always, abs=0.02), "half of the greatest share on average"
+
+
+def test_thinning_by_hand(monkeypatch):
+    """Items 0 to 5 and target 6, of which 3 to 6 are targets; 0, 2 and 4 are left out."""
+    windows = Windows.of_rows(rows_of([10]))
+    windows = windows.select(windows.target == 6)
+    history, four = torch.tensor([[0, 1, 2, 3, 4, 5]]), torch.tensor([4])
+    windows = Windows(history, windows.length, windows.target, windows.domain, windows.user, four)
+    draws = iter([torch.tensor([[0.5]]), torch.tensor([[0.1, 0.8, 0.2, 0.7, 0.3, 0.9]])])  # a share of .4, the items
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: next(draws))
+    thin = windows.thinned(0.8)
+    assert thin.history.tolist() == [[1, 3, 5, -1, -1, -1]] and thin.length.tolist() == [3]
+    assert targets_of(thin) == [(0, 3, (1,)), (0, 5, (1, 3)), (0, 6, (1, 3, 5))] and thin.fresh.tolist() == [3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,3 +54,23 @@ class Windows(SequenceRows):
         """bool [n, S]: whether the item after a position is a target."""
         position = torch.arange(self.history.shape[1], device=self.length.device)
         return (position < self.length[:, None]) & (position >= (self.length - self.fresh)[:, None])
+
+    def thinned(self, most: float) -> Windows:
+        """The windows without some of their items; a position predicts past the gaps.
+
+        A window's share is drawn uniformly from 0 to ``most``, then each item is left out by that share, all by torch's
+        generator. A window keeps its target and one item of its history. What was a target and is left stays one, if
+        an item is left before it.
+        """
+        device = self.length.device
+        position = torch.arange(self.history.shape[1], device=device)
+        inside = position < self.length[:, None]
+        share = most * torch.rand((len(self), 1), device=device)
+        drawn = torch.rand(self.history.shape, device=device).masked_fill(~inside, -1.0)
+        kept = inside & ((drawn >= share) | (drawn == drawn.amax(1, keepdim=True)))
+        length = kept.sum(1)
+        was_target = kept & (position > (self.length - self.fresh)[:, None])
+        order = torch.argsort((~kept).long(), dim=1, stable=True)
+        history = self.history.gather(1, order).masked_fill(position >= length[:, None], -1)
+        fresh = torch.minimum(was_target.sum(1) + 1, length)
+        return replace(self, history=history, length=length, fresh=fresh)

@@ -34,11 +34,12 @@ UNTIL_CHOSEN = 0.75  # the weight while training: domains that were measured end
 
 
 @dataclass(frozen=True)
-class MixSettings:
-    """What is learned beside the codes, and how the final ranking mixes it in."""
+class LearningSettings:
+    """What is learned from sequences by codes and dense head, and how the final ranking mixes both."""
 
     weight: float | str = key("dense_weight", AUTO)
     codes: float = key("code_loss_weight", 0.1, above=0.0)
+    dropped: float = key("item_drop_ratio", 0.5, least=0.0, most=1.0)
 
     def __post_init__(self) -> None:
         if self.weight != AUTO and not (isinstance(self.weight, float) and 0 <= self.weight <= 1):
@@ -52,12 +53,12 @@ class GMCPlus(GenerativeRecommender):
     target's own domain. A domain's list is ordered by ``(1 - w) * log p(codes) + w * log p(item)``.
     """
 
-    own_settings = (ItemwiseSettings, MixSettings)
+    own_settings = (ItemwiseSettings, LearningSettings)
     network: ItemwiseNetwork
 
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         super().__init__(config, dataset)
-        self.itemwise, self.mixing = read(ItemwiseSettings, config), read(MixSettings, config)
+        self.itemwise, self.learning = read(ItemwiseSettings, config), read(LearningSettings, config)
         self.prefix = read(PrefixSettings, config)
         self.mix = dict.fromkeys(self.items.domains, self.first_weight)
         self.network = _built(self.itemwise, self.vocabulary, self.items, None, self.max_items)
@@ -69,11 +70,11 @@ class GMCPlus(GenerativeRecommender):
         """The weight of the dense head before any is chosen."""
         if not self.itemwise.dense:
             return 0.0
-        return UNTIL_CHOSEN if self.mixing.weight == AUTO else float(self.mixing.weight)
+        return UNTIL_CHOSEN if self.learning.weight == AUTO else float(self.learning.weight)
 
     @property
     def chooses_weight(self) -> bool:
-        return self.itemwise.dense and self.mixing.weight == AUTO
+        return self.itemwise.dense and self.learning.weight == AUTO
 
     # ---- inputs and weights --------------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class GMCPlus(GenerativeRecommender):
             *text,
             self._base_fingerprint(),
             asdict(self.itemwise),
-            asdict(self.mixing),
+            asdict(self.learning),
         ]
 
     @staticmethod
@@ -138,7 +139,7 @@ class GMCPlus(GenerativeRecommender):
             self.prefix.eta,
         )
         if self.itemwise.dense:
-            found = self.mixing.codes * found
+            found = self.learning.codes * found
             for name, rows in self.by_domain(domain):
                 span = self.items.rows(name)
                 first = span.start + int(start[owner[rows[0]]])
@@ -206,10 +207,12 @@ class GMCPlus(GenerativeRecommender):
         """Adds the gradient of ``loss`` to the parameters and returns its value.
 
         Args:
-            windows: an i.i.d. batch.
+            windows: an i.i.d. batch; in training some of their items are left out (``item_drop_ratio``).
             dtype: fp32 or bf16, of products and activations.
             chunk_tokens: positions held at once; fewer need less memory, the gradient stays.
         """
+        if self.training and self.learning.dropped:
+            windows = windows.thinned(self.learning.dropped)
         targets, total = int(windows.fresh.sum()), torch.zeros((), device=self.codes.device)
         with self.version_of_step():
             for part in _chunks(windows, chunk_tokens):
