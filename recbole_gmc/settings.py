@@ -151,7 +151,6 @@ class TokenizerSettings:
     gemm: str = key("gemm", "auto", choices=("auto", "torch", "onednn"))
     precision: str = key("tokenizer_precision", "fp32", choices=("auto", "fp32", "bf16"))
     collisions: str = key("tokenizer_collisions", "move", choices=("move", "count"))
-    versions: int = key("ids_per_item", 1, least=1)
     ids_path: str | None = key("semantic_ids_path", None)
     ids_repair: bool = key("semantic_ids_repair", False)
 

@@ -72,7 +72,7 @@ def test_an_ablation_is_a_cell_with_the_settings_of_its_file(data):  # noqa: F81
         (["--ladder=all"], "GMC", "Name GMCPlus, too"),
         (["--ladder=codes", "--repeat_bias=False"], "GMCPlus", "property file has it, not with repeat_bias False"),
         (["--ladder=codes,rqvae", "--tokenizer=rqvae"], "GMCPlus", "not with tokenizer rqvae. Write --ladder=codes"),
-        (["--ladder=codes,several_ids", "--semantic_ids_path=x"], "GMCPlus", "imports IDs.*Write --ladder=codes"),
+        (["--ladder=codes,rqvae", "--semantic_ids_path=x"], "GMCPlus", "imports IDs.*Write --ladder=codes"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(data, words, models, message):  # noqa: F811

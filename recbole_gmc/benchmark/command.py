@@ -29,8 +29,8 @@ or its beginning, a failed one is tried again. The tables are written to --outpu
                     Table 4): without_shared_codebook, without_unified, without_domain_loss, without_lora,
                     full_finetuning; their settings are properties/ablation/<name>.yaml
   --ladder          the same for GMCPlus: the steps that lead to it, each with all before it (codes, tree_softmax,
-                    text_and_vectors, dense_head, light_codes), and what may be added (prefix_loss, cooccurrence,
-                    rqvae, several_ids); their settings are properties/ladder/<name>.yaml
+                    text_and_vectors, dense_head, light_codes, repeat_bias), and what may be added (prefix_loss,
+                    cooccurrence, rqvae); their settings are properties/ladder/<name>.yaml
   --domain_sets     "A;A,B;A,B,C": runs each set of domains, and shows the quality in each domain over the interactions
                     trained on (the paper's 5.4.3). Without a value: the first domain, the first two, and so on. Models
                     that are run once a domain are trained once in each, unless there are budget_minutes

@@ -272,7 +272,8 @@ def _seeds(text: str, first: int) -> list[int]:
     seeds = [int(word) for word in text.split(",")]
     if len(seeds) == 1:
         if seeds[0] > MOST_SEEDS:
-            raise SettingError(f"{text} is a count: so many seeds", "--seeds", f"For the seed {text} write --seed={text}")
+            what = f"{text} is a count, of more than {MOST_SEEDS} seeds"
+            raise SettingError(what, "--seeds", f"For the seed {text} write --seed={text}")
         seeds = [first + i for i in range(seeds[0])]
     if not seeds or len(set(seeds)) != len(seeds):
         raise SettingError(f"{text!r} names no seed, or one twice", "--seeds", mend)

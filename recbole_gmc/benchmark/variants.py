@@ -12,9 +12,7 @@ from recbole_gmc.values import read_yaml
 
 ALL = "all"
 # Keys that mean nothing where IDs are imported.
-OF_TOKENIZER = frozenset(
-    "tokenizer shared_tokenizer tokenizer_domain_weight tokenizer_cooccurrence_weight ids_per_item".split()
-)
+OF_TOKENIZER = frozenset("tokenizer shared_tokenizer tokenizer_domain_weight tokenizer_cooccurrence_weight".split())
 
 
 @dataclass(frozen=True)
@@ -113,10 +111,10 @@ LADDER = {
     "text_and_vectors": "step 3, text and item vectors read",
     "dense_head": "step 4, dense head",
     "light_codes": "step 5, codes' loss at a tenth",
+    "repeat_bias": "step 6, items of the history",
     "prefix_loss": "and prefix loss",
     "cooccurrence": "and co-occurrence in the codes",
     "rqvae": "and RQ-VAE",
-    "several_ids": "and RQ-VAE, five IDs an item",
 }
 FAMILIES = (
     Family("ablations", "GMC", "ablation", ABLATIONS),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,13 +33,11 @@ class GenerativeRecommender(DomainsRecommender):
         network: the unified recommender, a plain module.
         text: text embeddings of the items, where the network reads them itself.
         mix: domain -> weight of a second ranking beside the codes', where there is one.
-        version: which of the earlier IDs ``codes`` holds; ``None`` is the final ones.
     """
 
     network: nn.Module
     text: TextEmbeddings | None = None
     mix: Mapping[str, float] | None = None
-    version: int | None = None
 
     def __init__(self, config: Config, dataset: GMCDataset) -> None:
         super().__init__(config, dataset)
@@ -115,23 +112,6 @@ class GenerativeRecommender(DomainsRecommender):
     def _set_codes(self, ids: SemanticIds) -> None:
         self.semantic_ids = ids
         self.codes = torch.from_numpy(np.asarray(ids.codes, np.int64)).to(self.codes.device)
-
-    @contextmanager
-    def version_of_step(self) -> Iterator[None]:
-        """While the unified network is trained, the codes of one version of the IDs that is drawn at random.
-
-        Adapters are trained on the final version, the one that is decoded.
-        """
-        final, ids = self.codes, self.semantic_ids
-        if self.training and self.adapters is None and ids is not None and ids.earlier is not None:
-            number = int(torch.randint(len(ids.earlier) + 1, ()))
-            if number < len(ids.earlier):
-                self.codes = torch.from_numpy(ids.earlier[number].astype(np.int64)).to(final.device)
-                self.version = number
-        try:
-            yield
-        finally:
-            self.codes, self.version = final, None
 
     def _ids_now(self) -> SemanticIds:
         """The semantic IDs, or the placeholders."""

@@ -78,7 +78,7 @@ class GMC(GenerativeRecommender):
             dtype: fp32 or bf16, of products and activations.
             chunk_tokens: encoder tokens held at once; fewer need less memory, the gradient stays.
         """
-        with self.version_of_step(), onednn_batched() if self._by_onednn else nullcontext():
+        with onednn_batched() if self._by_onednn else nullcontext():
             return self._packed(dtype).backward(*self._sequences(rows), chunk_tokens)
 
     @cached_property

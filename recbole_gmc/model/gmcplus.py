@@ -63,7 +63,7 @@ class GMCPlus(GenerativeRecommender):
         self.mix = dict.fromkeys(self.items.domains, self.first_weight)
         self.network = _built(self.itemwise, self.vocabulary, self.items, None, self.max_items)
         self.register_buffer("text_rows", None, persistent=False)
-        self._trees: dict[tuple[str, int | None], CodeTree] = {}  # of each version, made when first asked for
+        self._trees: dict[str, CodeTree] = {}  # of each domain, made when first asked for
 
     @property
     def first_weight(self) -> float:
@@ -194,10 +194,9 @@ class GMCPlus(GenerativeRecommender):
         return seen.added_to(logits, self.network.repeats.of_items(self.items.domains.index(domain)))
 
     def _tree(self, domain: str) -> CodeTree:
-        key = domain, self.version
-        if key not in self._trees:
-            self._trees[key] = CodeTree(self.codes[self.items.rows(domain)], self.vocabulary.codebook_size)
-        return self._trees[key]
+        if domain not in self._trees:
+            self._trees[domain] = CodeTree(self.codes[self.items.rows(domain)], self.vocabulary.codebook_size)
+        return self._trees[domain]
 
     def loss(self, windows: Windows) -> Tensor:
         """The mean over all targets."""
@@ -214,12 +213,11 @@ class GMCPlus(GenerativeRecommender):
         if self.training and self.learning.dropped:
             windows = windows.thinned(self.learning.dropped)
         targets, total = int(windows.fresh.sum()), torch.zeros((), device=self.codes.device)
-        with self.version_of_step():
-            for part in _chunks(windows, chunk_tokens):
-                with torch.autocast(self.codes.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    loss = self.losses(part).sum() / targets
-                loss.backward()
-                total += loss.detach()
+        for part in _chunks(windows, chunk_tokens):
+            with torch.autocast(self.codes.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                loss = self.losses(part).sum() / targets
+            loss.backward()
+            total += loss.detach()
         return total
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:

@@ -33,19 +33,15 @@ def tokenize_apart(embeddings: TextEmbeddings, settings: TokenizerSettings, **ho
 
     items, size = embeddings.items, settings.codebook_size
     codes = np.empty((len(items), settings.levels), dtype=np.int32)
-    earlier = np.empty((settings.versions - 1, *codes.shape), dtype=np.int32)
     found, residuals = {}, {}
     for position, (domain, tokens) in enumerate(items.tokens.items()):
         vectors = np.ascontiguousarray(embeddings.for_domain(domain), dtype=np.float32)
         made = tokenize(TextEmbeddings(ItemIndex({domain: tokens}), vectors), settings, **how)
         codes[items.rows(domain)] = made.ids.codes + position * size
-        for version, own in enumerate(made.ids.last(settings.versions)[:-1]):
-            earlier[version, items.rows(domain)] = own + position * size
         found[domain] = made.quality
         residuals |= made.residuals
     embeddings.refuse_change()
-    ids = SemanticIds(items, codes, size * len(found), earlier=earlier if len(earlier) else None)
-    return Tokenization(ids, _joined(items, found), residuals)
+    return Tokenization(SemanticIds(items, codes, size * len(found)), _joined(items, found), residuals)
 
 
 def _joined(items: ItemIndex, found: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from logging import getLogger
 
 import numpy as np
@@ -124,7 +123,6 @@ class _Training:
     def run(self, enough: Callable[[dict], bool] | None = None) -> Learned:
         settings, best, best_epoch, waited = self.settings, None, 0, 0
         state: dict[str, Tensor] = {}  # the best one; the last epoch is always looked at
-        recent, earlier = deque(maxlen=settings.versions - 1), []  # states that were looked at; those before the best
         bar = tqdm(total=settings.warmup_epochs + settings.epochs, desc="Tokenizer", disable=not self.progress)
         for _ in range(settings.warmup_epochs):
             self._set_learning_rate(settings.learning_rate)
@@ -152,11 +150,9 @@ class _Training:
             )
             if best is None or now.score < best.score - 1e-4:
                 best, best_epoch, waited = now, epoch, 0
-                state, earlier = copy.deepcopy(self.model.state_dict()), list(recent)
+                state = copy.deepcopy(self.model.state_dict())
             else:
                 waited += 1
-            if settings.versions > 1:
-                recent.append(copy.deepcopy(self.model.state_dict()))
             if enough is not None and enough(self.history[-1]):
                 break
             if settings.stopping_step and waited >= settings.stopping_step:
@@ -164,14 +160,8 @@ class _Training:
                 break
             self._restart()
         bar.close()
-        versions = [self._codes_by(one) for one in earlier]
         self.model.load_state_dict(state)
-        return replace(self._learned(epoch), earlier=np.stack(versions) if versions else None)
-
-    def _codes_by(self, state: dict[str, Tensor]) -> np.ndarray:
-        """int32 [items, L]."""
-        self.model.load_state_dict(state)
-        return encode_all(self.encoded, np.arange(len(self.items)), self.domains.numpy()).codes
+        return self._learned(epoch)
 
     def _learned(self, epochs: int) -> Learned:
         """The codes of all items by the current state."""

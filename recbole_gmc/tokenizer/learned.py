@@ -22,7 +22,6 @@ class Learned:
         epochs: epochs trained (0 without a network).
         history: one entry an evaluation: epoch, loss, its parts, reconstruction, collision_rate, and of each
             level codes_used and perplexity.
-        earlier: int32 [V, items, L], codes by the states of the network that were looked at before, oldest first.
     """
 
     codes: np.ndarray
@@ -31,4 +30,3 @@ class Learned:
     reconstruction: float | None
     epochs: int = 0
     history: list[dict] = field(default_factory=list)
-    earlier: np.ndarray | None = None

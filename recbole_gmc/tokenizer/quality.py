@@ -69,14 +69,3 @@ def domain_purity(items: ItemIndex, codes: np.ndarray) -> list[float]:
         table = table[table.sum(axis=1) > 0]
         purity.append(float((table.max(axis=1) / table.sum(axis=1)).mean()))
     return purity
-
-
-def versions(codes: np.ndarray, earlier: np.ndarray | None) -> dict[str, float]:
-    """How earlier codes [V, items, L] differ from ``codes`` [items, L]: how many versions there are with the final one,
-    and the share of items, on average over the earlier ones, with another first code and with another code at all.
-    """
-    if earlier is None:
-        return {"count": 1, "first_code_changed": 0.0, "any_code_changed": 0.0}
-    changed = earlier != codes
-    first, any_code = float(changed[..., 0].mean()), float(changed.any(-1).mean())
-    return {"count": len(earlier) + 1, "first_code_changed": first, "any_code_changed": any_code}

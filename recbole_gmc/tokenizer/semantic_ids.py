@@ -18,7 +18,6 @@ from recbole_gmc.tokenizer.prefixes import duplicate_rows
 FORMAT = "recbole_gmc.semantic_ids/1"
 MANIFEST = "manifest.json"
 WORDS = "words.json"
-EARLIER = "earlier.npy"
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,6 @@ class SemanticIds:
     items of one domain. Each level has codes of its own, unless IDs are texts: then ``words`` says what a code stands
     for at every level, and an empty word ends a short text.
 
-    ``earlier`` int32 [V, items, L] are IDs that the same tokenizer gave before it was done, oldest first: more ways to
-    write an item in training, not unique and never searched for.
-
     Raises:
         TokenizerError: wrong shape, a code out of range, two items of one domain with equal codes, or another number
             of words than codes.
@@ -41,7 +37,6 @@ class SemanticIds:
     codes: np.ndarray
     codebook_size: int
     words: tuple[str, ...] | None = None
-    earlier: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         codes = np.asarray(self.codes)
@@ -50,11 +45,8 @@ class SemanticIds:
                 f"Semantic IDs of shape {codes.shape} and type {codes.dtype} do not fit {len(self.items)} items",
                 mend="Give whole numbers, one row of codes an item",
             )
-        if self.earlier is not None and self.earlier.shape[1:] != codes.shape:
-            raise TokenizerError(f"Earlier IDs of shape {self.earlier.shape} do not fit those of shape {codes.shape}")
-        for part in (codes, self.earlier):
-            if part is not None and part.size and (part.min() < 0 or part.max() >= self.codebook_size):
-                raise TokenizerError(f"A code lies outside 0..{self.codebook_size - 1}", where="codebook_size")
+        if codes.size and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            raise TokenizerError(f"A code lies outside 0..{self.codebook_size - 1}", where="codebook_size")
         if self.words is not None and len(self.words) != self.codebook_size:
             raise TokenizerError(f"{len(self.words)} words for {self.codebook_size} codes")
         codes = np.array(codes, dtype=np.int32, order="C")
@@ -76,13 +68,7 @@ class SemanticIds:
     @cached_property
     def fingerprint(self) -> str:
         more = [] if self.words is None else [list(self.words)]
-        more += [] if self.earlier is None else ["earlier", self.earlier.astype(np.int32)]
         return hash_of(self.items.fingerprint, self.codes, self.codebook_size, *more)
-
-    def last(self, count: int) -> list[np.ndarray]:
-        """``count`` versions of the codes [items, L], the final one last; the oldest stands in where some lack."""
-        versions = [*([] if self.earlier is None else self.earlier), self.codes]
-        return [versions[0]] * (count - len(versions)) + versions[-count:]
 
     def for_domain(self, domain: str) -> np.ndarray:
         """Codes [n, L] of one domain, in the order of its tokens."""
@@ -124,8 +110,6 @@ class SemanticIds:
             write_json(work / MANIFEST, manifest)
             if self.words is not None:
                 write_json(work / WORDS, list(self.words))
-            if self.earlier is not None:
-                np.save(work / EARLIER, self.earlier.astype(np.int32), allow_pickle=False)
 
     @classmethod
     def load(cls, folder: str | Path) -> SemanticIds:
@@ -148,8 +132,7 @@ class SemanticIds:
             items = ItemIndex.of(tokens)
             rows = [codes[d][token] for d, names in items.tokens.items() for token in names]
             words = tuple(read_json(folder / WORDS)) if (folder / WORDS).is_file() else None
-            earlier = np.load(folder / EARLIER, allow_pickle=False) if (folder / EARLIER).is_file() else None
-            ids = cls(items, np.array(rows, dtype=np.int32).reshape(len(items), levels), size, words, earlier)
+            ids = cls(items, np.array(rows, dtype=np.int32).reshape(len(items), levels), size, words)
             expected = manifest["items"], manifest["fingerprint"]
         except CheckpointError:
             raise

@@ -23,7 +23,7 @@ MOVABLE = DERIVED | frozenset(
     state log_wandb wandb_project use_gpu gpu_id worker budget_minutes""".split()
 )
 
-GONE = ("alignment_weight", "alignment_temperature")  # settings of losses that earlier checkpoints name
+GONE = ("alignment_weight", "alignment_temperature", "tokenizer_adam_beta2", "ids_per_item")  # of earlier checkpoints
 
 
 def to_json(config: Config) -> dict[str, Any]:

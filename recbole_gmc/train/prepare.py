@@ -43,18 +43,11 @@ def refuse_unfit(config: Config, items: ItemIndex) -> None:
 
     Raises:
         GMCError: ready embeddings, an encoder or imported IDs that are missing or do not fit the catalogue; fewer codes
-            than items; several IDs an item from a tokenizer that has but one; no faiss.
+            than items; no faiss.
     """
     refuse_missing(items, read(TextSettings, config))
     tokenizer = read(TokenizerSettings, config)
     size, levels = tokenizer.codebook_size, tokenizer.levels
-    if tokenizer.versions > 1 and (tokenizer.kind != "rqvae" or tokenizer.collisions == "count" or tokenizer.ids_path):
-        what = f"{tokenizer.versions} come from states of an RQ-VAE, whose IDs need no counter"
-        mend = "Set tokenizer: rqvae and tokenizer_collisions: move, or leave it out"
-        raise TokenizerError(what, "ids_per_item", mend)
-    if tokenizer.versions > 1 and not read(SharingSettings, config).recommender:
-        what = f"{tokenizer.versions} are what the unified recommender is trained on, and there is none"
-        raise TokenizerError(what, "ids_per_item", "Leave it out, or set unified_recommender: True")
     if tokenizer.ids_path is not None:
         SemanticIds.read_index(tokenizer.ids_path, items, size, levels, tokenizer.ids_repair)
         return
